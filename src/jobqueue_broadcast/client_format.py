@@ -1,0 +1,159 @@
+"""What a client is told of its jobs: the EmProps frames, each made straight from an event.
+
+There is no adapter layer and no rewriting of JSON: `client_frame` looks the event's class up in
+one table and calls the constructor it finds there (wire protocol, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+from msgspec import UNSET, Struct, UnsetType
+
+from jobqueue_broadcast.events import (
+    Event,
+    JobAssigned,
+    JobCompleted,
+    JobEvent,
+    JobFailed,
+    JobProgress,
+    JobStatus,
+    JobStatusChanged,
+    JobSubmitted,
+)
+
+__all__ = [
+    "ClientCompleteJob",
+    "ClientFrame",
+    "ClientJobAccepted",
+    "ClientJobAssigned",
+    "ClientJobProgress",
+    "ClientJobStatusChanged",
+    "FailureResult",
+    "SuccessResult",
+    "add_client_format",
+    "client_frame",
+    "has_client_format",
+]
+
+
+class ClientFrame(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """A frame to a client about one job."""
+
+    timestamp: int
+    job_id: str
+
+
+class ClientJobAccepted(ClientFrame, frozen=True, kw_only=True, tag="job_accepted"):
+    """The job is in the queue."""
+
+    status: Literal["queued"] = "queued"
+
+
+class ClientJobAssigned(ClientFrame, frozen=True, kw_only=True, tag="job_assigned"):
+    """A worker has the job."""
+
+    worker_id: str
+
+
+class ClientJobStatusChanged(ClientFrame, frozen=True, kw_only=True, tag="job_status_changed"):
+    """The job has a new status."""
+
+    status: JobStatus
+
+
+class ClientJobProgress(ClientFrame, frozen=True, kw_only=True, tag="update_job_progress"):
+    """How far the job is, from 0.0 to 1.0."""
+
+    progress: float
+
+
+class SuccessResult(Struct, frozen=True, kw_only=True, tag_field="status", tag="success"):
+    """The result of a job that ended well; `data` is `null` when its worker gave none."""
+
+    data: Any
+
+
+class FailureResult(Struct, frozen=True, kw_only=True, tag_field="status", tag="failed"):
+    """The result of a job that ended badly."""
+
+    error: str
+
+
+class ClientCompleteJob(ClientFrame, frozen=True, kw_only=True, tag="complete_job"):
+    """The job's outcome."""
+
+    worker_id: str | UnsetType = UNSET
+    result: SuccessResult | FailureResult
+
+
+def _accepted(event: JobSubmitted) -> ClientJobAccepted:
+    return ClientJobAccepted(timestamp=event.timestamp, job_id=event.job_id)
+
+
+def _assigned(event: JobAssigned) -> ClientJobAssigned:
+    return ClientJobAssigned(
+        timestamp=event.timestamp, job_id=event.job_id, worker_id=event.worker_id
+    )
+
+
+def _status_changed(event: JobStatusChanged) -> ClientJobStatusChanged:
+    return ClientJobStatusChanged(
+        timestamp=event.timestamp, job_id=event.job_id, status=event.new_status
+    )
+
+
+def _progress(event: JobProgress) -> ClientJobProgress:
+    return ClientJobProgress(
+        timestamp=event.timestamp, job_id=event.job_id, progress=event.progress
+    )
+
+
+def _completed(event: JobCompleted) -> ClientCompleteJob:
+    return ClientCompleteJob(
+        timestamp=event.timestamp,
+        job_id=event.job_id,
+        worker_id=event.worker_id,
+        result=SuccessResult(data=None if event.result is UNSET else event.result),
+    )
+
+
+def _failed(event: JobFailed) -> ClientCompleteJob:
+    return ClientCompleteJob(
+        timestamp=event.timestamp,
+        job_id=event.job_id,
+        worker_id=event.worker_id,
+        result=FailureResult(error=event.error),
+    )
+
+
+ClientFormat: TypeAlias = Callable[[Any], Struct]
+
+_FORMATS: dict[type[Event], ClientFormat] = {
+    JobSubmitted: _accepted,
+    JobAssigned: _assigned,
+    JobStatusChanged: _status_changed,
+    JobProgress: _progress,
+    JobCompleted: _completed,
+    JobFailed: _failed,
+}
+
+
+def has_client_format(event: Event | type[Event]) -> bool:
+    """Tell whether clients can be told of this kind of event at all."""
+    return (event if isinstance(event, type) else type(event)) in _FORMATS
+
+
+def client_frame(event: JobEvent) -> Struct:
+    """Make the EmProps frame of a job event that has a client format.
+
+    Raises:
+        KeyError: The event's class has no client format; ask `has_client_format` first.
+    """
+    return _FORMATS[type(event)](event)
+
+
+def add_client_format(cls: type[JobEvent], make: ClientFormat) -> None:
+    """Enter a host's event class and the constructor of its client frame into the table."""
+    _FORMATS[cls] = make
