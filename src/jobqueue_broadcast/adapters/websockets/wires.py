@@ -1,0 +1,66 @@
+"""How frames become WebSocket bytes: a header (RFC 6455, section 5.2), and perhaps compression.
+
+Packed frames of one turn are joined into one `bytes`, so that a connection needs one system call
+for all of them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+__all__ = ["PLAIN", "DeflateWire", "PlainWire"]
+
+_FINAL_TEXT = 0x81
+_COMPRESSED = 0x40
+_EMPTY_BLOCK = b"\x00\x00\xff\xff"
+
+
+def _header(first: int, length: int) -> bytes:
+    if length < 126:
+        return bytes((first, length))
+    if length < 65536:
+        return bytes((first, 126)) + length.to_bytes(2)
+    return bytes((first, 127)) + length.to_bytes(8)
+
+
+class PlainWire:
+    """Uncompressed text frames."""
+
+    def pack(self, payload: bytes) -> bytes:
+        """Return a final, unmasked text frame."""
+        return _header(_FINAL_TEXT, len(payload)) + payload
+
+    def join(self, packed: Sequence[bytes]) -> bytes:
+        """Return the frames as one piece."""
+        return packed[0] if len(packed) == 1 else b"".join(packed)
+
+
+class DeflateWire:
+    """Text frames compressed by permessage-deflate (RFC 7692) without context takeover.
+
+    Because no frame refers to an earlier one, a frame is compressed once for every connection, and
+    a connection needs no memory for it. A full flush makes the one compressor forget what it has
+    seen: making a new one per frame, as the extension does, takes 14 µs, this takes 5.
+
+    Args:
+        window_bits: The window agreed with the peer, 9 to 15.
+    """
+
+    def __init__(self, window_bits: int) -> None:
+        self._compressor = zlib.compressobj(wbits=-window_bits)
+
+    def pack(self, payload: bytes) -> bytes:
+        """Return a final, unmasked, compressed text frame."""
+        data = self._compressor.compress(payload) + self._compressor.flush(zlib.Z_FULL_FLUSH)
+        # RFC 7692, section 7.2.1: the empty block that ends a flush is left out.
+        data = data.removesuffix(_EMPTY_BLOCK)
+        return _header(_FINAL_TEXT | _COMPRESSED, len(data)) + data
+
+    def join(self, packed: Sequence[bytes]) -> bytes:
+        """Return the frames as one piece."""
+        return packed[0] if len(packed) == 1 else b"".join(packed)
+
+
+PLAIN = PlainWire()
+"""The wire of all connections without compression."""
