@@ -154,7 +154,9 @@ def _client_frame(first: int, payload: bytes) -> bytes:
     mask = os.urandom(4)
     masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
     length = len(payload)
-    head = bytes((first, 0x80 | length)) if length < 126 else struct.pack("!BBH", first, 254, length)
+    head = (
+        bytes((first, 0x80 | length)) if length < 126 else struct.pack("!BBH", first, 254, length)
+    )
     return head + mask + masked
 
 

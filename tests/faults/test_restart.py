@@ -71,9 +71,7 @@ def test_every_peer_with_a_stale_position_is_told(swarm: Swarm) -> None:
         )
         second.broadcast([JobProgress(job_id="job-new", worker_id="w", progress=0.5)])
         swarm.wait_for(
-            lambda: all(
-                peer.decoded()[-1].get("job_id") == "job-new" for peer in after[:PEERS]
-            )
+            lambda: all(peer.decoded()[-1].get("job_id") == "job-new" for peer in after[:PEERS])
         )
     told = [
         [frame["reason"] for frame in peer.decoded() if frame["type"] == "resync_required"]

@@ -68,12 +68,12 @@ async def broadcast_until(broadcaster: EventBroadcaster, done: object, most: int
 
 
 @pytest.mark.parametrize("stalled", [1, 30])
-def test_stalled_readers_are_cut_and_the_others_get_everything(
-    swarm: Swarm, stalled: int
-) -> None:
+def test_stalled_readers_are_cut_and_the_others_get_everything(swarm: Swarm, stalled: int) -> None:
     async def scenario() -> None:
         broadcaster = EventBroadcaster(outbox_limit=OUTBOX, stall_limit=1.0, history_limit=100)
-        async with serve(broadcaster, None, None, sock=listener(), tick_interval=0.05, grace=5.0) as server:
+        async with serve(
+            broadcaster, None, None, sock=listener(), tick_interval=0.05, grace=5.0
+        ) as server:
             slow = await connect(server, swarm, stalled)
             names = [f"stalled-{number}" for number in range(stalled)]
             most_memory = 0
@@ -115,9 +115,7 @@ def test_a_reader_that_takes_nothing_is_aborted_at_the_stall_limit(swarm: Swarm)
     async def scenario() -> None:
         broadcaster = EventBroadcaster(stall_limit=0.3)
         async with serve(broadcaster, None, None, sock=listener(), tick_interval=0.05) as server:
-            peer = await asyncio.to_thread(
-                RawPeer, server.port, "/ws/monitor/stalled", 4096
-            )
+            peer = await asyncio.to_thread(RawPeer, server.port, "/ws/monitor/stalled", 4096)
             swarm.peers.append(peer)
             for number in range(200_000):
                 if broadcaster.monitors.get("stalled") is None:
