@@ -50,7 +50,7 @@ format: $(GROUP)lint ## Format, and fix what can be fixed automatically
 	$(PY) -m ruff format $(CODE)
 	$(PY) -m ruff check --fix $(CODE)
 
-types: $(INSTALLED) $(GROUP)test $(GROUP)lint ## Check types, strictly, with mypy and pyright
+types: $(INSTALLED) $(GROUP)test $(GROUP)lint $(GROUP)bench ## Check types, strictly, with mypy and pyright
 	$(PY) -m mypy $(CODE)
 	$(PY) -m pyright --pythonpath $(PY)
 

@@ -60,9 +60,11 @@ class _Routes:
             (self.by_job_type, facts.job_type if facts else None),
         ):
             # A filter that does not apply to an event lets it pass.
-            found = dict.fromkeys(
-                group for groups in index.values() for group in groups
-            ) if key is None else index.get(key, ())
+            found = (
+                dict.fromkeys(group for groups in index.values() for group in groups)
+                if key is None
+                else index.get(key, ())
+            )
             for group in found:
                 if _passes(group.subscription.filters, worker_id, facts):
                     yield group
@@ -98,8 +100,10 @@ class MonitorIndex:
 
     def discard(self, group: MonitorGroup) -> None:
         """Drop a group that has no members left."""
-        if not group.members:
-            self._groups.pop((group.wire, group.positions, group.subscription), None)
+        key = (group.wire, group.positions, group.subscription)
+        # Another group may stand under this key by now.
+        if not group.members and self._groups.get(key) is group:
+            del self._groups[key]
             self._routes.clear()
 
     def matching(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct, field
 
 from jobqueue_broadcast.errors import InvalidArgument
 from jobqueue_broadcast.handshake import Handshake, Refusal
+from jobqueue_broadcast.topics import members
 
 __all__ = [
     "ANONYMOUS",
@@ -34,28 +35,51 @@ class Principal(Struct, frozen=True, kw_only=True):
         roles: `"monitor"`, `"client"`, or both (the default): which endpoints it may connect to.
         expires_at: Unix time in seconds after which the credential is no longer good; `None`:
             never. The connection is then closed with 4401.
+        issued_at: Unix time in seconds at which the credential was issued; a revocation of the
+            principal refuses those issued before it. `None`: not known, so that a revocation
+            refuses it until it is undone.
         claims: Anything the host wants at hand in its `authorize` hook (customer, team).
     """
 
     id: str
     roles: frozenset[str] = ROLES
     expires_at: float | None = None
+    issued_at: float | None = None
     claims: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
-        if not self.id or not isinstance(self.id, str):
+        if not _is_text(self.id):
             raise InvalidArgument(f"Principal.id: expected a non-empty string, got {self.id!r}")
-        if not self.roles <= ROLES:
+        if not _are_roles(self.roles):
             raise InvalidArgument(
-                f"Principal.roles: expected a subset of {sorted(ROLES)}, got {sorted(self.roles)}"
+                f"Principal.roles: expected a set of some of {sorted(ROLES)}, got {self.roles!r}"
             )
+        if not _is_time(self.expires_at):
+            raise InvalidArgument(
+                "Principal.expires_at: expected Unix time in seconds or None, "
+                f"got {self.expires_at!r}"
+            )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _are_roles(value: object) -> bool:
+    roles = members(value)
+    return roles is not None and isinstance(value, frozenset | set) and ROLES.issuperset(roles)
+
+
+def _is_time(value: object) -> bool:
+    # A NaN is not `>=`; it would never expire.
+    return value is None or (isinstance(value, int | float) and value >= 0)
 
 
 ANONYMOUS = Principal(id="anonymous")
 """Everyone, where the host set up no authentication: one principal with every right."""
 
 Authenticate: TypeAlias = Callable[
-    [Handshake], Principal | Refusal | None | Awaitable[Principal | Refusal | None]
+    [Handshake], Principal | Refusal | Awaitable[Principal | Refusal | None] | None
 ]
 """Given the handshake, say who it is; a `Refusal`, or `None` for a plain 401, turns it away."""
 
@@ -83,7 +107,7 @@ class StaticTokens:
             raise InvalidArgument("tokens: expected at least one token, got none")
         self._tokens: list[tuple[bytes, Principal]] = []
         for token, owner in tokens.items():
-            if not isinstance(token, str) or not token:
+            if not _is_text(token):
                 raise InvalidArgument("tokens: expected non-empty strings as tokens")
             principal = owner if isinstance(owner, Principal) else Principal(id=owner)
             self._tokens.append((token.encode(errors="surrogatepass"), principal))

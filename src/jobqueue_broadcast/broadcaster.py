@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any, Literal, assert_never
 
 import msgspec
 
 from jobqueue_broadcast.auth import ANONYMOUS, Principal
-from jobqueue_broadcast.backplane import Backplane, InProcessBackplane
+from jobqueue_broadcast.backplane import Backplane, InProcessBackplane, RemoteBackplane
+from jobqueue_broadcast.catch_up import Reason
+from jobqueue_broadcast.claims import Claims
 from jobqueue_broadcast.client_format import ClientJobAccepted, has_client_format
 from jobqueue_broadcast.clients import Clients
 from jobqueue_broadcast.clock import Clock, SystemClock
@@ -24,16 +27,18 @@ from jobqueue_broadcast.commands import JobInfo
 from jobqueue_broadcast.control import (
     Control,
     JobAccepted,
+    PeerReplaced,
     PrincipalRevoked,
+    PrincipalUnrevoked,
     decode_control,
     is_control,
 )
 from jobqueue_broadcast.delivery import Delivery, Subscriber
 from jobqueue_broadcast.errors import (
+    BackplaneFull,
     CloseCode,
     InvalidArgument,
     NotBound,
-    UndeclaredEvent,
     WrongThread,
 )
 from jobqueue_broadcast.event_types import decode_event
@@ -45,6 +50,7 @@ from jobqueue_broadcast.events import (
     encode,
     stamped,
 )
+from jobqueue_broadcast.expiries import Expiries
 from jobqueue_broadcast.frames import Connection
 from jobqueue_broadcast.full_state import FullState
 from jobqueue_broadcast.history import History, Record
@@ -52,6 +58,7 @@ from jobqueue_broadcast.job_states import JobState, JobStates
 from jobqueue_broadcast.monitors import Monitors
 from jobqueue_broadcast.positions import Position
 from jobqueue_broadcast.predicates import Filters, Subscription
+from jobqueue_broadcast.revocations import Revocations
 from jobqueue_broadcast.stats import BroadcasterStats
 from jobqueue_broadcast.topics import event_topics
 from jobqueue_broadcast.undelivered import OnUndelivered, UndeliveredOutcomes
@@ -87,6 +94,10 @@ class EventBroadcaster:
             seconds.
         undelivered_after: See there.
         undelivered_limit: How many outcomes may wait; past it the oldest is reported early.
+        revocation_retention: Seconds a revoked principal is kept by name. Past it, or past
+            `revocation_limit` of them, every credential issued up to that revocation is refused;
+            one that does not say when it was issued is good again.
+        revocation_limit: How many revoked principals are kept by name.
 
     Attributes:
         clock, delivery, history, jobs, monitors, clients: The parts, for sessions and adapters.
@@ -114,6 +125,8 @@ class EventBroadcaster:
         on_undelivered: OnUndelivered | None = None,
         undelivered_after: float = 30.0,
         undelivered_limit: int = 100_000,
+        revocation_retention: float = 30 * 86_400.0,
+        revocation_limit: int = 10_000,
     ) -> None:
         _check_limits(
             history_limit=history_limit,
@@ -129,6 +142,8 @@ class EventBroadcaster:
             heartbeat_interval=heartbeat_interval,
             undelivered_after=undelivered_after,
             undelivered_limit=undelivered_limit,
+            revocation_retention=revocation_retention,
+            revocation_limit=revocation_limit,
         )
         self.clock: Clock = clock or SystemClock()
         self._thread: int | None = None
@@ -138,7 +153,9 @@ class EventBroadcaster:
         self._poisoned = 0
         self._heartbeat_interval = heartbeat_interval
         self._next_heartbeat = self.clock.monotonic() + heartbeat_interval
-        self._revoked: dict[str, int] = {}
+        self._expiries = Expiries()
+        self._revocations = Revocations(revocation_retention, revocation_limit)
+        self._learned: set[str] = set()
         self.delivery = Delivery(
             self.clock, outbox_limit=outbox_limit, stall_limit=stall_limit, on_lost=self._lost
         )
@@ -164,6 +181,10 @@ class EventBroadcaster:
             client_retention,
         )
         self._backplane: Backplane = backplane or InProcessBackplane()
+        self._claims: Claims | None = None
+        if self.remote is not None:
+            self._claims = Claims(self.remote, self._tell_nodes, client_retention)
+            self.clients.share_with(self.remote.keep)
         self._backplane.attach(self)
 
     # --- what a host does ------------------------------------------------------------------------
@@ -180,7 +201,9 @@ class EventBroadcaster:
             BackplaneFull: The backplane is away and its queue is full.
         """
         if self._thread is not None and self._thread != threading.get_ident():
-            raise WrongThread("broadcast() was called from another thread: use broadcast_threadsafe")
+            raise WrongThread(
+                "broadcast() was called from another thread: use broadcast_threadsafe"
+            )
         self._publish(*self._prepared(event))
 
     def broadcast_threadsafe(self, event: Event) -> None:
@@ -249,17 +272,32 @@ class EventBroadcaster:
             InvalidArgument: An event is not declared or has no timestamp.
         """
         for event in events:
-            if not isinstance(event, Event) or not event.timestamp:
+            if not _checked(event).timestamp:
                 raise InvalidArgument(f"restore: expected events with timestamps, got {event!r}")
             event_topics(event)
             self._fold(stamped(event, event.timestamp))
+            self._keep_bounds()
 
     def revoke(self, principal: Principal | str) -> None:
-        """Close every connection of a principal with 4401, here and on every other node."""
-        principal_id = principal.id if isinstance(principal, Principal) else principal
-        _check_id("principal", principal_id)
-        revoked = PrincipalRevoked(principal_id=principal_id, timestamp=self.clock.now_ms())
+        """Close every connection of a principal with 4401, here and on every other node.
+
+        Credentials issued up to now are refused from now on; one that does not say when it was
+        issued (`Principal.issued_at`), until `unrevoke`. What a process knows of this ends with
+        it: repeat at the start what must still hold then.
+        """
+        now = self.clock.now_ms()
+        revoked = PrincipalRevoked(principal_id=_principal_id(principal), timestamp=now)
         self._backplane.publish(encode(revoked))
+
+    def unrevoke(self, principal: Principal | str) -> None:
+        """Let a principal's credentials be good again, on every node."""
+        now = self.clock.now_ms()
+        undone = PrincipalUnrevoked(principal_id=_principal_id(principal), timestamp=now)
+        self._backplane.publish(encode(undone))
+
+    def is_revoked(self, principal: Principal) -> bool:
+        """Tell whether a principal's credential was revoked; an adapter refuses it then."""
+        return self._revocations.is_revoked(principal)
 
     def stats(self) -> BroadcasterStats:
         """Return the figures of this broadcaster."""
@@ -278,6 +316,7 @@ class EventBroadcaster:
             behind=self.delivery.behind_count,
             outbox_bytes=self.delivery.waiting,
             outcomes_waiting=len(self._undelivered),
+            revoked=len(self._revocations),
             events_total=self._events,
             encodings_total=self._events + self.clients.encodings,
             frames_total=self.delivery.frames,
@@ -324,15 +363,20 @@ class EventBroadcaster:
         now = self.clock.monotonic()
         self.delivery.check_stalls()
         self._close_expired_credentials()
+        self._revocations.expire(self.clock.now_ms())
         self._let_go_of_jobs()
         self.clients.expire(now)
+        if self._claims is not None:
+            self._claims.tick(now)
         self._undelivered.expire(now, self.clients.keep_up_with)
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._heartbeat_interval
             self.monitors.heartbeat()
         self.delivery.settle()
 
-    def check_id(self, kind: Literal["monitor", "client"], peer_id: str, principal: Principal) -> None:
+    def check_id(
+        self, kind: Literal["monitor", "client"], peer_id: str, principal: Principal
+    ) -> None:
         """Raise `IdTaken` when an id belongs to another principal; for use before an upgrade."""
         (self.monitors if kind == "monitor" else self.clients).check_id(peer_id, principal)
 
@@ -363,7 +407,7 @@ class EventBroadcaster:
         _check_id("monitor_id", monitor_id)
         subscription = Subscription.of(topics, filters)
         added = self.monitors.add(monitor_id, connection, subscription, principal, resume)
-        self.delivery.settle()
+        self._note_added(added)
         return added
 
     def add_client(
@@ -379,8 +423,11 @@ class EventBroadcaster:
         Args and errors are those of `add_monitor`.
         """
         _check_id("client_id", client_id)
+        self.clients.check_id(client_id, principal)
+        if self._claims is not None and (jobs := self._claims.jobs_of(client_id)) is not None:
+            self.clients.adopt(client_id, principal, jobs, resume)
         added = self.clients.add(client_id, connection, principal, resume)
-        self.delivery.settle()
+        self._note_added(added)
         return added
 
     def remove_monitor(self, monitor_id: str, connection: Connection) -> None:
@@ -416,32 +463,120 @@ class EventBroadcaster:
             # Our own, back within `publish`: it need not be decoded.
             self._deliver(sequence, payload, published[1])
             return
-        try:
-            taken = decode_control(payload) if is_control(payload) else decode_event(payload)
-        except (msgspec.MsgspecError, UndeclaredEvent, RecursionError):
-            self._poisoned += 1
-            logger.warning("dropped a payload of the backplane that is not an event")
+        decoded = self._decoded(payload)
+        if decoded is None:
             return
+        payload, taken = decoded
         if isinstance(taken, Event):
             self._deliver(sequence, payload, taken)
         else:
             self._agree(taken)
         self.delivery.settle()
 
-    def accept_job(self, job_id: str, owner: Principal) -> None:
+    def replay(self, sequence: int, payload: bytes) -> None:
+        """Take the next payload into the history and the states, and send it to nobody."""
+        decoded = self._decoded(payload)
+        if decoded is None:
+            return
+        payload, taken = decoded
+        if isinstance(taken, Event):
+            state, told = self._learn(taken)
+            facts = state.facts if state else None
+            self.history.append(Record(sequence, taken, payload, facts, told))
+        else:
+            self._agree_silently(taken)
+
+    def recall(self, payload: bytes) -> None:
+        """Take a payload that is kept for its job into the states alone."""
+        decoded = self._decoded(payload)
+        if decoded is None:
+            return
+        taken = decoded[1]
+        if isinstance(taken, Event):
+            self._learn(taken)
+        else:
+            self._agree_silently(taken)
+
+    def unfinished(self) -> list[str]:
+        """Return the jobs that have not ended, as far as is known here."""
+        return [state.id for state in self.jobs if state.ended_by is None]
+
+    def resync(self, reason: Reason) -> None:
+        """Tell everyone connected that events were missed, and send the state as it is now."""
+        learned, self._learned = self._learned, set()
+        self._keep_bounds()
+        self.monitors.resync(reason)
+        self.clients.resync(reason, learned)
+        self.delivery.settle()
+
+    @property
+    def remote(self) -> RemoteBackplane | None:
+        """The backplane, if it is one that an adapter has to run."""
+        return self._backplane if isinstance(self._backplane, RemoteBackplane) else None
+
+    async def prepare(
+        self,
+        kind: Literal["monitor", "client"],
+        peer_id: str,
+        principal: Principal,
+        resume: Position | Literal["new"] | None = None,
+    ) -> None:
+        """Agree with the other nodes on a peer that connects: awaited before `add_…`.
+
+        Whose the id is, what the client followed elsewhere, and, where another node gave out the
+        position it resumes at, that this one has read so far. Does nothing without other nodes.
+
+        Raises:
+            IdTaken: The id belongs to another principal.
+        """
+        if self._claims is not None:
+            await self._claims.claim(kind, peer_id, principal)
+        if (reached := self.reach(resume)) is not None:
+            await reached
+
+    def reach(self, resume: Position | Literal["new"] | None) -> Awaitable[bool] | None:
+        """Return what to await before a peer resumes; `None`: nothing.
+
+        Another node may have given out a position that this one has yet to read up to.
+        """
+        if self.remote is None or not isinstance(resume, Position):
+            return None
+        if resume.epoch != self.history.epoch or resume.sequence <= self.history.head:
+            return None
+        return self.remote.reach(resume.sequence)
+
+    def look_up(self, job_id: str) -> Callable[[], Awaitable[list[bytes]]] | None:
+        """Return what to call and await to learn of a job unknown here, and then to `recall`."""
+        if self.remote is None or self.jobs.get(job_id) or self.jobs.was_forgotten(job_id):
+            return None
+        return partial(self.remote.look_up, job_id)
+
+    def accept_job(self, job_id: str, owner: Principal, client_id: str | None = None) -> None:
         """Note, on every node, that a submit hook took a job for a principal.
 
-        Its clients are told `job_accepted`, unless the job's `JobSubmitted` came first.
+        Its clients are told `job_accepted`, unless the job's `JobSubmitted` came first. The client
+        that submitted it is subscribed only then: a job that ends first is accepted first.
+
+        Raises:
+            InvalidArgument: The id cannot be written as JSON.
         """
-        accepted = JobAccepted(job_id=job_id, owner=owner.id, timestamp=self.clock.now_ms())
-        self._backplane.publish(encode(accepted))
+        accepted = JobAccepted(
+            job_id=job_id, owner=owner.id, timestamp=self.clock.now_ms(), client_id=client_id
+        )
+        payload = encode(accepted)
+        if client_id is not None:
+            self.clients.expect(client_id, owner)
+        try:
+            self._backplane.publish(payload)
+        except BackplaneFull:
+            logger.warning("job %s is accepted on this node only: the backplane is full", job_id)
+            self._agree(accepted)
+            self.delivery.settle()
 
     # --- inside ----------------------------------------------------------------------------------
 
     def _prepared(self, event: Event) -> tuple[bytes, Event]:
-        if not isinstance(event, Event):
-            raise InvalidArgument(f"expected an Event, got {type(event).__name__}")
-        event_topics(event)
+        event_topics(_checked(event))
         event = stamped(event, self.clock.now_ms())
         return encode(event), event
 
@@ -463,6 +598,8 @@ class EventBroadcaster:
             taken = self.clients.deliver(record)
             if isinstance(event, JobCompleted | JobFailed) and not taken:
                 self._undelivered.add(event, self.clock.monotonic())
+        if state is not None:
+            self._keep_bounds()
 
     def _fold(self, event: Event) -> tuple[JobState | None, bool]:
         """Take an event into the states; say whether clients are to be told."""
@@ -472,43 +609,113 @@ class EventBroadcaster:
         state, told = self.jobs.take(event)
         if state.ended_by is None:
             self._undelivered.taken(event.job_id)
-        if self.jobs.over:
-            self._let_go_of_jobs()
         return state, told
+
+    def _learn(self, event: Event) -> tuple[JobState | None, bool]:
+        """Take an event into the states, and remember an outcome that nobody was sent."""
+        state, told = self._fold(event)
+        if state is not None and state.ended_by is event:
+            self._learned.add(state.id)
+        return state, told
+
+    def _decoded(self, payload: bytes) -> tuple[bytes, Event | Control] | None:
+        """Return the payload as it would have been encoded here, and what it says.
+
+        Peers are sent those very bytes, and anybody may have written to the backplane: white
+        space or a field of their own must not get into a frame.
+        """
+        try:
+            taken = decode_control(payload) if is_control(payload) else decode_event(payload)
+            return encode(taken), taken
+        except (msgspec.MsgspecError, InvalidArgument, RecursionError):
+            self._poisoned += 1
+            logger.warning("dropped a payload of the backplane that is not an event")
+            return None
+
+    def _agree_silently(self, message: Control) -> None:
+        match message:
+            case JobAccepted():
+                self.jobs.accept(message.job_id, message.owner, message.timestamp)
+            case PrincipalRevoked():
+                # Perhaps long done: spare who is here for a credential of later.
+                self._revocations.revoke(message.principal_id, message.timestamp)
+                self._close_revoked(message.principal_id, self.is_revoked)
+            case _:
+                self._agree(message)
 
     def _agree(self, message: Control) -> None:
         match message:
-            case JobAccepted(job_id=job_id, owner=owner, timestamp=timestamp):
+            case JobAccepted(job_id=job_id, owner=owner, timestamp=timestamp, client_id=client_id):
                 if self.jobs.accept(job_id, owner, timestamp):
                     self.clients.tell_accepted(
                         ClientJobAccepted(timestamp=timestamp, job_id=job_id)
                     )
+                if client_id is not None:
+                    self.clients.subscribe_submitter(client_id, owner, job_id)
+                self._keep_bounds()
+            case PeerReplaced(kind=kind, id=peer_id):
+                peer = (self.monitors if kind == "monitor" else self.clients).get(peer_id)
+                if self._claims is not None and self._claims.is_replaced(message, peer) and peer:
+                    self._close_replaced(peer)
+                if self._claims is not None and self._claims.has_moved(message):
+                    self.clients.let_go(peer_id)
             case PrincipalRevoked(principal_id=principal_id, timestamp=timestamp):
-                self._revoked[principal_id] = timestamp
-                for subscriber in self.subscribers():
-                    if subscriber.principal.id == principal_id:
-                        self.delivery.close(
-                            subscriber, CloseCode.UNAUTHENTICATED, "credential revoked"
-                        )
+                self._revocations.revoke(principal_id, timestamp)
+                self._close_revoked(principal_id, lambda _: True)
+            case PrincipalUnrevoked(principal_id=principal_id):
+                self._revocations.unrevoke(principal_id)
+            case _:
+                assert_never(message)
+
+    def _close_revoked(self, principal_id: str, which: Callable[[Principal], bool]) -> None:
+        for subscriber in self.subscribers():
+            principal = subscriber.principal
+            if principal.id == principal_id and which(principal):
+                self.delivery.close(subscriber, CloseCode.UNAUTHENTICATED, "credential revoked")
+
+    def _keep_bounds(self) -> None:
+        # Only after delivery: the job that is one too many may be the one that ended just now.
+        if self.jobs.over:
+            self._let_go_of_jobs()
 
     def _let_go_of_jobs(self) -> None:
         for state in self.jobs.expire():
             self.clients.end_job(state.id)
 
     def _close_expired_credentials(self) -> None:
-        now = self.clock.now_ms() / 1000
-        for subscriber in self.subscribers():
-            expires_at = subscriber.principal.expires_at
-            if expires_at is not None and expires_at <= now:
-                self.delivery.close(subscriber, CloseCode.UNAUTHENTICATED, "credential expired")
+        for subscriber in self._expiries.due(self.clock.now_ms() / 1000):
+            self.delivery.close(subscriber, CloseCode.UNAUTHENTICATED, "credential expired")
+
+    def _note_added(self, subscriber: Subscriber) -> None:
+        self._expiries.add(subscriber)
+        if self._claims is not None and self._claims.connected(subscriber, self.clock.monotonic()):
+            self._close_replaced(subscriber)
+        self.delivery.settle()
+
+    def _close_replaced(self, subscriber: Subscriber) -> None:
+        self.delivery.close(subscriber, CloseCode.REPLACED, "replaced by a newer connection")
+
+    def _tell_nodes(self, message: Control) -> None:
+        try:
+            self._backplane.publish(encode(message))
+        except BackplaneFull:
+            logger.warning("the other nodes are not told: the backplane is full")
 
     def _lost(self, subscriber: Subscriber) -> None:
         """Unregister a connection that is gone or about to be."""
+        if self._claims is not None:
+            self._claims.lost(subscriber)
+        self.delivery.forget(subscriber)
         if subscriber.kind == "monitor":
             self.monitors.remove(subscriber)
         else:
             self.clients.remove(subscriber)
-        self.delivery.forget(subscriber)
+
+
+def _principal_id(principal: Principal | str) -> str:
+    principal_id = principal.id if isinstance(principal, Principal) else principal
+    _check_id("principal", principal_id)
+    return principal_id
 
 
 def _check_id(name: str, value: object) -> None:
@@ -516,7 +723,13 @@ def _check_id(name: str, value: object) -> None:
         raise InvalidArgument(f"{name}: expected a non-empty string, got {value!r}")
 
 
-def _check_limits(**limits: float) -> None:
+def _checked(event: object) -> Event:
+    if not isinstance(event, Event):
+        raise InvalidArgument(f"expected an Event, got {type(event).__name__}")
+    return event
+
+
+def _check_limits(**limits: object) -> None:
     for name, value in limits.items():
         if not isinstance(value, int | float) or value < 0:
             raise InvalidArgument(f"{name}: expected a number, 0 or more, got {value!r}")

@@ -1,4 +1,4 @@
-"""What a connection is sent before live events: the past it continues from, or the state it starts from.
+"""What a connection is sent before live events: the past it continues from, or a state.
 
 A `Past` is read chunk by chunk, as fast as its connection takes it, so that a long history never
 piles up in memory. When it is exhausted the connection has everything up to the newest event, and
@@ -48,22 +48,23 @@ def past(
         reason: Why continuity is impossible for this connection, whatever the history holds.
     """
     yield greeting
-    sequence = begin.sequence
-    reason = reason or why_not(history, begin)
+    at = begin
+    reason = reason or why_not(history, at)
     while True:
+        # Whatever is yielded may wait long, and the history is another one by then.
         if reason is not None:
             frames = restart(reason)
-            sequence, reason = history.head, None
+            at, reason = history.position, None
             yield frames
         try:
-            for chunk in history.after(sequence):
-                sequence = chunk[-1].sequence
+            for chunk in history.after(at):
+                at = Position(at.epoch, chunk[-1].sequence)
                 yield [frame for record in chunk if (frame := frame_of(record))]
         except Trimmed:
-            reason = why_not(history, Position(begin.epoch, sequence)) or "trimmed"
+            reason = why_not(history, at) or "trimmed"
             continue
         frames = finish()
         if not frames:
             return
-        sequence = history.head
+        at = history.position
         yield frames

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from msgspec import UNSET, Struct, UnsetType
 
+from jobqueue_broadcast.errors import InvalidArgument
 from jobqueue_broadcast.events import (
     Event,
     JobAssigned,
@@ -128,7 +129,8 @@ def _failed(event: JobFailed) -> ClientCompleteJob:
     )
 
 
-ClientFormat: TypeAlias = Callable[[Any], Struct]
+# What a host gives is checked when it returns.
+ClientFormat: TypeAlias = Callable[[Any], object]
 
 _FORMATS: dict[type[Event], ClientFormat] = {
     JobSubmitted: _accepted,
@@ -150,8 +152,15 @@ def client_frame(event: JobEvent) -> Struct:
 
     Raises:
         KeyError: The event's class has no client format; ask `has_client_format` first.
+        InvalidArgument: A host's client format returned something else than a struct.
     """
-    return _FORMATS[type(event)](event)
+    frame = _FORMATS[type(event)](event)
+    if not isinstance(frame, Struct):
+        raise InvalidArgument(
+            f"client_format of {type(event).__name__}: expected it to return a msgspec.Struct, "
+            f"got {type(frame).__name__}"
+        )
+    return frame
 
 
 def add_client_format(cls: type[JobEvent], make: ClientFormat) -> None:

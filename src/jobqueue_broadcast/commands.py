@@ -7,6 +7,7 @@ of the peer's but its `message_id`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -34,6 +35,7 @@ __all__ = [
     "MonitorCommand",
     "MonitorFilters",
     "MonitorSubscribed",
+    "Reply",
     "RequestFullState",
     "ResyncRequest",
     "ResyncRequired",
@@ -266,9 +268,7 @@ class ErrorReply(Reply, frozen=True, kw_only=True, tag="error"):
 class BadFrame(Exception):
     """A frame that is not understood, and the answer it gets."""
 
-    def __init__(
-        self, code: ErrorCode, error: str, message_id: str | UnsetType = UNSET
-    ) -> None:
+    def __init__(self, code: ErrorCode, error: str, message_id: str | UnsetType = UNSET) -> None:
         super().__init__(error)
         self.code: ErrorCode = code
         self.error = error
@@ -308,6 +308,8 @@ class _Envelope(Struct):
 
 _envelope_decoder = msgspec.json.Decoder(_Envelope)
 
+_NOT_JSON = "expected one JSON object in UTF-8"
+
 
 def decode_monitor_command(text: str | bytes) -> AnyMonitorCommand:
     """Return the command in a monitor's frame.
@@ -318,7 +320,7 @@ def decode_monitor_command(text: str | bytes) -> AnyMonitorCommand:
     try:
         return _monitor_decoder.decode(text)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise _bad_frame(text, error, _MONITOR_TYPES) from error
+        raise _bad_frame(text, error, _MONITOR_TYPES) from None
 
 
 def decode_client_command(text: str | bytes) -> AnyClientCommand:
@@ -330,7 +332,7 @@ def decode_client_command(text: str | bytes) -> AnyClientCommand:
     try:
         return _client_decoder.decode(text)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise _bad_frame(text, error, _CLIENT_TYPES) from error
+        raise _bad_frame(text, error, _CLIENT_TYPES) from None
 
 
 def _bad_frame(text: str | bytes, error: Exception, types: tuple[str, ...]) -> BadFrame:
@@ -340,27 +342,37 @@ def _bad_frame(text: str | bytes, error: Exception, types: tuple[str, ...]) -> B
     except msgspec.ValidationError:
         return BadFrame("invalid_field", "expected a JSON object with a string `type`")
     except (msgspec.MsgspecError, RecursionError, UnicodeError):
-        return BadFrame("bad_json", "expected one JSON object in UTF-8")
+        return BadFrame("bad_json", _NOT_JSON)
+    if not isinstance(error, msgspec.ValidationError):
+        # What the envelope skips is not looked at closely: bytes that are not UTF-8, say.
+        return BadFrame("bad_json", _NOT_JSON)
     message_id = envelope.message_id
     known_id = isinstance(message_id, str) and 1 <= len(message_id) <= 128
     echoed = message_id if known_id else UNSET
     if not isinstance(envelope.type, str):
         return BadFrame("invalid_field", "type: expected a string", echoed)
     if envelope.type not in types:
-        return BadFrame(
-            "unknown_type", f"type: expected one of {', '.join(types)}", echoed
-        )
-    return BadFrame("invalid_field", _field_and_expectation(error), echoed)
+        return BadFrame("unknown_type", f"type: expected one of {', '.join(types)}", echoed)
+    return BadFrame("invalid_field", _field_and_expectation(str(error)), echoed)
 
 
-def _field_and_expectation(error: Exception) -> str:
-    """Turn msgspec's words into "field: what was expected".
+# What msgspec says that repeats nothing of the frame: types, limits, and names of our own fields.
+# Other sentences of its own do repeat something: a key it does not know, one of two `type`s.
+_SAID = re.compile(
+    r"Object missing required field `(?P<missing>\w+)`"
+    r"|(?P<expected>Expected `\w+`(?:, got `\w+`| of length \d+|(?: of length)? [<>]= \d+)?"
+    r"|Integer value out of range|Number out of range)"
+    # Below a free-form field the path goes on as deep as the peer likes; it is cut there.
+    r" - at `\$\.(?P<path>[a-z_]+(?:\.[a-z_]+|\[\d+\])*)(?:\[\.\.\.\][\[\]\d.]*)?`"
+)
 
-    They hold types, limits and the names of this module's own fields. Only an unknown key, in
-    `filters`, is the peer's, and is left out.
-    """
-    text = str(error)
-    if "unknown field" in text:
+
+def _field_and_expectation(said: str) -> str:
+    """Turn msgspec's words into "field: what was expected"."""
+    if "unknown field" in said:
         return "filters: expected only job_types, worker_ids and priority_range"
-    expectation, _, path = text.partition(" - at `$.")
-    return f"{path.rstrip('`')}: {expectation}" if path else expectation
+    if (words := _SAID.fullmatch(said)) is None:
+        return "expected one `type` and the fields it has"
+    if words["missing"]:
+        return f"{words['missing']}: expected, but missing"
+    return f"{words['path']}: {words['expected']}"

@@ -6,7 +6,7 @@ with `$`, which no event type may. They never reach a peer.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -16,7 +16,9 @@ from jobqueue_broadcast.events import encode
 __all__ = [
     "Control",
     "JobAccepted",
+    "PeerReplaced",
     "PrincipalRevoked",
+    "PrincipalUnrevoked",
     "decode_control",
     "encode",
     "is_control",
@@ -28,11 +30,12 @@ class _Control(Struct, frozen=True, kw_only=True, tag_field="type"):
 
 
 class JobAccepted(_Control, frozen=True, kw_only=True, tag="$job_accepted"):
-    """A submit hook took a job for a principal."""
+    """A submit hook took a job for a principal, whose client is to hear of it."""
 
     job_id: str
     owner: str | None
     timestamp: int
+    client_id: str | None = None
 
 
 class PrincipalRevoked(_Control, frozen=True, kw_only=True, tag="$principal_revoked"):
@@ -42,7 +45,22 @@ class PrincipalRevoked(_Control, frozen=True, kw_only=True, tag="$principal_revo
     timestamp: int
 
 
-Control: TypeAlias = JobAccepted | PrincipalRevoked
+class PrincipalUnrevoked(_Control, frozen=True, kw_only=True, tag="$principal_unrevoked"):
+    """A revocation is undone."""
+
+    principal_id: str
+    timestamp: int
+
+
+class PeerReplaced(_Control, frozen=True, kw_only=True, tag="$peer_replaced"):
+    """A connection was replaced by one on another node, of the same id and principal."""
+
+    kind: Literal["monitor", "client"]
+    id: str
+    connection: str
+
+
+Control: TypeAlias = JobAccepted | PeerReplaced | PrincipalRevoked | PrincipalUnrevoked
 
 _decoder: msgspec.json.Decoder[Control] = msgspec.json.Decoder(Control)
 
@@ -58,4 +76,7 @@ def decode_control(payload: bytes) -> Control:
     Raises:
         msgspec.MsgspecError: It is not one of these.
     """
-    return _decoder.decode(payload)
+    try:
+        return _decoder.decode(payload)
+    except UnicodeError:
+        raise msgspec.DecodeError("expected UTF-8") from None

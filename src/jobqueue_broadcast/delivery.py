@@ -9,6 +9,9 @@ A member whose transport is full is *behind*: its frames wait in an outbox, or, 
 with the past, are left in the history that it reads from.
 """
 
+# A `Subscriber` is as much of the books kept here as the outside needs to see.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import logging
@@ -29,6 +32,9 @@ logger = logging.getLogger("jobqueue_broadcast")
 # A transport says that it is full only after a write. Batches above this are written in pieces, so
 # that one flush cannot put more than a piece too much into the buffer of a slow peer.
 _PIECE = 64 * 1024
+
+# What waits for a connection to catch up is mostly what its peer asked for in the meantime.
+_CALLS = 1024
 
 
 class Group:
@@ -51,7 +57,7 @@ class Group:
 
 
 class Subscriber:
-    """One connected monitor or client, as `EventBroadcaster.add_monitor` and `add_client` return it.
+    """One connected monitor or client, as `add_monitor` and `add_client` return it.
 
     An adapter calls `pause` and `resume` as its transport fills and drains.
 
@@ -65,8 +71,8 @@ class Subscriber:
 
     __slots__ = (
         "_backlog",
+        "_calls",
         "_delivery",
-        "_on_caught_up",
         "_outbox",
         "_paused",
         "_since",
@@ -100,7 +106,8 @@ class Subscriber:
         self._paused = False
         self._outbox: Outbox | None = None
         self._source: Iterator[list[Frame]] | None = None
-        self._on_caught_up: list[Callable[[], None]] | None = None
+        # Made for those that catch up, which most never do.
+        self._calls: list[Callable[[], None]] | None = None
         self._since = 0.0
         self._backlog = 0
 
@@ -127,13 +134,22 @@ class Subscriber:
         self._paused = False
         if self.behind:
             self._delivery.drain(self)
+            self._delivery.settle()
 
     def when_caught_up(self, call: Callable[[], None]) -> None:
-        """Call `call` once this connection receives live events; at once if it does."""
+        """Call `call` once this connection receives live events; at once if it does.
+
+        Calls keep their order. None is made once the connection is lost, and a connection that
+        gathers more than 1,024 is closed with 4408.
+        """
         if self._source is None:
             call()
-        else:
-            self._on_caught_up = [*(self._on_caught_up or ()), call]
+            return
+        if self._calls is None:
+            self._calls = []
+        self._calls.append(call)
+        if len(self._calls) > _CALLS:
+            self._delivery.close_too_slow(self, "too many commands wait")
 
 
 class Delivery:
@@ -144,7 +160,8 @@ class Delivery:
         outbox_limit: Bytes of payload that may wait for one connection; past it the connection is
             closed with 4408.
         stall_limit: Seconds after which a connection to which nothing could be written is aborted.
-        on_lost: Called with a subscriber that was closed or aborted from here, to unregister it.
+        on_lost: Called with a subscriber that was closed or aborted from here, to unregister it;
+            nothing is written to it any more.
     """
 
     def __init__(
@@ -162,6 +179,7 @@ class Delivery:
         self._dirty: list[Group] = []
         self._call_soon: Callable[[Callable[[], None]], Any] | None = None
         self._scheduled = False
+        self._flushing = False
         self._behind: dict[Subscriber, None] = {}
         self.frames = 0
         self.writes = 0
@@ -173,6 +191,12 @@ class Delivery:
     def schedule_with(self, call_soon: Callable[[Callable[[], None]], Any] | None) -> None:
         """Flush once per turn of an event loop; without one, `settle` flushes at once."""
         self._call_soon = call_soon
+        # Another loop than before knows nothing of a flush that was scheduled there.
+        self._scheduled = bool(self._dirty) and call_soon is not None
+        if call_soon is not None and self._scheduled:
+            call_soon(self.flush)
+        for subscriber in list(self._behind):
+            self.drain(subscriber)
 
     @property
     def behind_count(self) -> int:
@@ -195,6 +219,8 @@ class Delivery:
 
     def send_to(self, subscriber: Subscriber, frames: list[Frame]) -> None:
         """Send frames to one connection alone, after what is pending for it."""
+        if not subscriber.connected:
+            return
         group = subscriber.group
         if len(group.members) == 1 and subscriber.caught_up:
             for frame in frames:
@@ -211,10 +237,18 @@ class Delivery:
     def flush(self) -> None:
         """Write everything that is pending."""
         self._scheduled = False
-        while self._dirty:
-            dirty, self._dirty = self._dirty, []
-            for group in dirty:
-                self.flush_group(group)
+        if self._flushing:
+            # Called by a connection that is being written to. What it broadcast comes after what
+            # the others have yet to be written: the loop below, further up the stack, goes on.
+            return
+        self._flushing = True
+        try:
+            while self._dirty:
+                dirty, self._dirty = self._dirty, []
+                for group in dirty:
+                    self.flush_group(group)
+        finally:
+            self._flushing = False
 
     def flush_group(self, group: Group) -> None:
         """Write what is pending for a group: packed and joined once, written once per member."""
@@ -222,40 +256,24 @@ class Delivery:
         if not frames:
             return
         group.pending = []
-        wire = group.wire
         if len(frames) > 1 and sum(len(frame.payload) for frame in frames) > _PIECE:
-            for subscriber in list(group.members):
-                self._write(subscriber, frames)
-            return
-        batch = wire.join([frame.packed(wire) for frame in frames])
-        written = 0
-        apart: list[Subscriber] | None = None
-        for subscriber in group.members:
-            if subscriber.behind:
-                apart = apart or []
-                apart.append(subscriber)
-                continue
-            try:
-                subscriber.connection.write(batch)
-            except Exception:
-                # A connection must not raise; one that does is dropped, the others are served.
-                apart = apart or []
-                apart.append(subscriber)
-                continue
-            written += 1
-        self.writes += written
-        self.frames += written * len(frames)
-        for subscriber in apart or ():
-            if subscriber.behind:
-                self._queue(subscriber, frames)
-            else:
-                self._drop_broken(subscriber)
+            for piece in _pieces(frames):
+                self._write_to_all(group, piece)
+        else:
+            self._write_to_all(group, frames)
 
     def catch_up(self, subscriber: Subscriber, source: Iterator[list[Frame]]) -> None:
-        """Let a connection read from the past, at its own pace, until it has reached the present."""
-        subscriber._source = source
+        """Let a connection read from the past, at its own pace, until it has reached the present.
+
+        With an event loop it begins when this turn is over: the adapter has the subscriber by then,
+        and can pause it.
+        """
+        subscriber._source = _in_pieces(source)
         self.fall_behind(subscriber)
-        self.drain(subscriber)
+        if self._call_soon is None:
+            self.drain(subscriber)
+        else:
+            self._call_soon(lambda: self.drain(subscriber))
 
     def fall_behind(self, subscriber: Subscriber) -> None:
         """Begin to keep a connection's frames aside."""
@@ -270,12 +288,13 @@ class Delivery:
         subscriber._since = self._clock.monotonic()
         while subscriber.connected and not subscriber._paused:
             frames = self._next_waiting(subscriber)
-            if frames is None:
+            if frames is not None:
+                self._write_batch(subscriber, frames)
+            elif subscriber.connected:
                 subscriber.behind = False
                 subscriber._outbox = None
                 self._behind.pop(subscriber, None)
                 return
-            self._write_batch(subscriber, frames)
 
     def check_stalls(self) -> None:
         """Abort the connections to which nothing could be written for the stall limit.
@@ -284,72 +303,121 @@ class Delivery:
         """
         now = self._clock.monotonic()
         for subscriber in list(self._behind):
-            backlog = subscriber.connection.backlog()
+            if not subscriber.connected:
+                continue
+            try:
+                backlog = subscriber.connection.backlog()
+            except Exception as error:  # noqa: BLE001 - it is logged where it is dealt with
+                self._drop_broken(subscriber, error)
+                continue
             if backlog != subscriber._backlog:
                 subscriber._backlog = backlog
                 subscriber._since = now
             elif now - subscriber._since >= self.stall_limit:
                 self.stalled += 1
                 logger.warning("%r: aborted, nothing could be written to it", subscriber)
-                self._on_lost(subscriber)
-                subscriber.connection.abort()
+                self.abort(subscriber)
 
     def close(self, subscriber: Subscriber, code: int, reason: str) -> None:
-        """Close a connection after what is pending for it, and unregister it."""
+        """Close a connection after what is pending for it, and unregister it.
+
+        What waits in its outbox is handed to its transport first, full or not: it may hold the
+        outcome of a job. Not so for a connection that was replaced; the newer one has it all.
+        """
         if not subscriber.connected:
             return
         self.flush_group(subscriber.group)
-        self._on_lost(subscriber)
-        subscriber.connection.close(code, reason)
+        outbox = subscriber._outbox
+        if outbox and subscriber.caught_up and code != CloseCode.REPLACED:
+            self._write_batch(subscriber, outbox.take(outbox.size))
+        if subscriber.connected:
+            self._close(subscriber, code, reason)
+
+    def close_too_slow(self, subscriber: Subscriber, why: str) -> None:
+        """Close a connection for which too much waits, with 4408."""
+        self.too_slow += 1
+        logger.warning("%r: closed as too slow, %s", subscriber, why)
+        self._close(subscriber, CloseCode.TOO_SLOW, f"too slow: {why}")
+
+    def abort(self, subscriber: Subscriber) -> None:
+        """Drop a connection at once, and unregister it."""
+        self._lose(subscriber)
+        try:
+            subscriber.connection.abort()
+        except Exception:
+            logger.warning("%r: abort failed", subscriber, exc_info=True)
 
     def forget(self, subscriber: Subscriber) -> None:
         """Drop everything that waits for a connection that is gone."""
         subscriber.connected = False
-        subscriber.behind = False
+        # Whoever is about to write to it finds it behind, and then that nothing is kept for it.
+        subscriber.behind = True
         subscriber._outbox = None
         subscriber._source = None
-        subscriber._on_caught_up = None
+        subscriber._calls = None
         self._behind.pop(subscriber, None)
 
     def _next_waiting(self, subscriber: Subscriber) -> list[Frame] | None:
         """Return the next frames for a connection that is behind; `None`: there are no more."""
-        while subscriber._source is not None:
+        if subscriber._source is not None:
             frames = next(subscriber._source, None)
-            if frames:
+            if frames is not None:
                 return frames
-            if frames is None:
-                # What is pending was read from the history already: discarded for this member.
-                self.flush_group(subscriber.group)
-                subscriber._source = None
-                self._tell_caught_up(subscriber)
+            # What is pending was read from the history already: discarded for this member.
+            self.flush_group(subscriber.group)
+            subscriber._source = None
+            self._tell_caught_up(subscriber)
         if subscriber._outbox:
             return subscriber._outbox.take(_PIECE)
         return None
 
     def _tell_caught_up(self, subscriber: Subscriber) -> None:
-        calls, subscriber._on_caught_up = subscriber._on_caught_up, None
+        calls, subscriber._calls = subscriber._calls, None
         for call in calls or ():
-            call()
+            if subscriber.connected:
+                call()
+
+    def _write_to_all(self, group: Group, frames: list[Frame]) -> None:
+        wire = group.wire
+        batch = wire.join([frame.packed(wire) for frame in frames])
+        written = 0
+        apart: list[Subscriber] | None = None
+        broken: list[tuple[Subscriber, Exception]] | None = None
+        # A copy: a connection that finds its peer gone may leave the group right away.
+        for subscriber in tuple(group.members):
+            if subscriber.behind:
+                apart = apart or []
+                apart.append(subscriber)
+                continue
+            try:
+                subscriber.connection.write(batch)
+            except Exception as error:  # noqa: BLE001 - it is logged where it is dealt with
+                # A connection must not raise; one that does is dropped, the others are served.
+                broken = broken or []
+                broken.append((subscriber, error))
+                continue
+            written += 1
+        self.writes += written
+        self.frames += written * len(frames)
+        for subscriber in apart or ():
+            self._write(subscriber, frames)
+        for subscriber, why in broken or ():
+            self._drop_broken(subscriber, why)
 
     def _write(self, subscriber: Subscriber, frames: list[Frame], replies: bool = False) -> None:
-        """Write frames to one connection in pieces, and queue what its transport has no room for."""
-        at = 0
-        while at < len(frames) and not subscriber.behind and subscriber.connected:
-            end, size = at, 0
-            while end < len(frames) and size < _PIECE:
-                size += len(frames[end].payload)
-                end += 1
-            self._write_batch(subscriber, frames[at:end])
-            at = end
-        if at < len(frames):
-            self._queue(subscriber, frames[at:], replies)
+        """Write frames to one connection in pieces; queue what its transport has no room for."""
+        for piece in _pieces(frames):
+            if subscriber.behind:
+                self._queue(subscriber, piece, replies)
+            else:
+                self._write_batch(subscriber, piece)
 
     def _write_batch(self, subscriber: Subscriber, frames: list[Frame]) -> None:
         wire = subscriber.group.wire
         try:
             subscriber.connection.write(wire.join([frame.packed(wire) for frame in frames]))
-        except Exception:
-            self._drop_broken(subscriber)
+        except Exception as error:  # noqa: BLE001 - it is logged where it is dealt with
+            self._drop_broken(subscriber, error)
             return
         self.writes += 1
         self.frames += len(frames)
@@ -365,16 +433,38 @@ class Delivery:
         roomy = all(outbox.put(frame) for frame in frames)
         self.conflated += outbox.conflated - before
         if not roomy:
-            self.too_slow += 1
-            logger.warning("%r: closed, its outbox of %d bytes is full", subscriber, outbox.limit)
-            self._on_lost(subscriber)
-            subscriber.connection.close(CloseCode.TOO_SLOW, "too slow: the outbox is full")
+            self.close_too_slow(subscriber, f"its outbox of {outbox.limit} bytes is full")
 
-    def _drop_broken(self, subscriber: Subscriber) -> None:
+    def _drop_broken(self, subscriber: Subscriber, error: Exception) -> None:
         self.write_errors += 1
-        logger.warning("%r: dropped, writing to it failed", subscriber, exc_info=True)
-        self._on_lost(subscriber)
+        logger.warning("%r: dropped, writing to it failed", subscriber, exc_info=error)
+        self.abort(subscriber)
+
+    def _close(self, subscriber: Subscriber, code: int, reason: str) -> None:
+        self._lose(subscriber)
         try:
-            subscriber.connection.abort()
+            subscriber.connection.close(code, reason)
         except Exception:
-            logger.warning("%r: abort failed", subscriber, exc_info=True)
+            logger.warning("%r: close failed", subscriber, exc_info=True)
+
+    def _lose(self, subscriber: Subscriber) -> None:
+        # Forgotten first: to unregister it flushes its group, of which it is a member until then.
+        self.forget(subscriber)
+        self._on_lost(subscriber)
+
+
+def _pieces(frames: list[Frame]) -> Iterator[list[Frame]]:
+    """Cut frames into batches, each but the last at least as large as a piece."""
+    at = 0
+    while at < len(frames):
+        end, size = at, 0
+        while end < len(frames) and size < _PIECE:
+            size += len(frames[end].payload)
+            end += 1
+        yield frames[at:end]
+        at = end
+
+
+def _in_pieces(source: Iterator[list[Frame]]) -> Iterator[list[Frame]]:
+    for frames in source:
+        yield from _pieces(frames)

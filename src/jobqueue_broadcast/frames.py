@@ -62,7 +62,7 @@ class Connection(Protocol):
 
 
 class TextWire:
-    """The wire of connections that send one text message at a time: a batch is a tuple of payloads."""
+    """The wire of connections that send a message at a time: a batch is a tuple of payloads."""
 
     def pack(self, payload: bytes) -> bytes:
         """Return the payload as it is."""

@@ -1,4 +1,4 @@
-"""Everything as it is now: workers, machines and figures, and the snapshot that shows them with the jobs."""
+"""Everything as it is now: workers, machines and figures, and the snapshot with the jobs, too."""
 
 from __future__ import annotations
 
@@ -102,6 +102,8 @@ class FullState:
         worker = self._entry(self._workers, event.worker_id)
         match event:
             case WorkerConnected():
+                # It begins anew, also where the end of its last connection was never heard of.
+                worker.pop("current_job_id", None)
                 worker.update(structs.asdict(event.worker_data), machine_id=event.machine_id)
             case WorkerStatusChanged():
                 worker["status"] = event.new_status
@@ -141,13 +143,11 @@ class FullState:
 
     def _entry(self, table: OrderedDict[str, dict[str, Any]], key: str) -> dict[str, Any]:
         """Return the entry of a worker or machine, made when missing, as the newest."""
-        entry = table.get(key)
-        if entry is None:
-            entry = table[key] = {"id": key}
-            if len(table) > self.limit:
-                table.popitem(last=False)
-                self.evicted += 1
-        table.move_to_end(key)
+        entry = table.pop(key, None) or {"id": key}
+        table[key] = entry
+        if len(table) > self.limit:
+            table.popitem(last=False)
+            self.evicted += 1
         return entry
 
     def _derived_stats(self, buckets: dict[str, list[dict[str, Any]]]) -> SystemCounts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, NoReturn, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from msgspec import Struct
@@ -35,8 +35,8 @@ class Refusal(Struct, frozen=True, kw_only=True):
     headers: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        if not 400 <= self.status <= 599:
-            raise InvalidArgument(f"Refusal.status: expected 400 to 599, got {self.status}")
+        if self.status not in range(400, 600):
+            raise InvalidArgument(f"Refusal.status: expected 400 to 599, got {self.status!r}")
 
 
 class Refused(Exception):
@@ -94,6 +94,9 @@ class Handshake:
     def __repr__(self) -> str:
         return f"Handshake({self.target.kind} {self.target.id!r} from {self.remote})"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Handshake holds a credential: it cannot be pickled or copied")
+
 
 def parse_target(request_target: str) -> tuple[Target, str | None]:
     """Return what a request target asks for, and the token in its query.
@@ -121,7 +124,7 @@ def parse_target(request_target: str) -> tuple[Target, str | None]:
 def _unquote(text: str) -> str:
     try:
         return unquote_to_bytes(text).decode()
-    except UnicodeDecodeError:
+    except UnicodeError:  # Decoding %ff; or encoding the surrogate an adapter makes of a raw byte.
         raise Refused(400, "expected percent-encoded UTF-8") from None
 
 

@@ -6,6 +6,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from jobqueue_broadcast.events import Event
 from jobqueue_broadcast.positions import Position
 from jobqueue_broadcast.predicates import JobFacts
@@ -19,8 +21,8 @@ class Trimmed(Exception):
     """Events after the asked position are no longer retained."""
 
 
-class Record:
-    """One retained event.
+class Record(Struct, gc=False):
+    """One retained event. Not part of any cycle, so the garbage collector need not look at it.
 
     Attributes:
         sequence: Where it stands in the order of all events.
@@ -30,16 +32,11 @@ class Record:
         told: Whether clients subscribed to its job were told.
     """
 
-    __slots__ = ("event", "facts", "payload", "sequence", "told")
-
-    def __init__(
-        self, sequence: int, event: Event, payload: bytes, facts: JobFacts | None, told: bool
-    ) -> None:
-        self.sequence = sequence
-        self.event = event
-        self.payload = payload
-        self.facts = facts
-        self.told = told
+    sequence: int
+    event: Event
+    payload: bytes
+    facts: JobFacts | None
+    told: bool
 
 
 class Page(NamedTuple):
@@ -88,7 +85,8 @@ class History:
         self._records.append(record)
         self.size += len(record.payload)
         self.head = record.sequence
-        while len(self) > self.limit or self.size > self.byte_limit:
+        # `len(self)` would be a call of its own for every event.
+        while len(self._records) - self._start > self.limit or self.size > self.byte_limit:
             self._trim_one()
 
     def begin(self, epoch: str, head: int) -> None:
@@ -104,8 +102,8 @@ class History:
         """Tell whether every event after `sequence` is retained."""
         return self.floor <= sequence <= self.head
 
-    def after(self, sequence: int) -> Iterator[list[Record]]:
-        """Yield the events after `sequence`, in order and in chunks, up to the newest.
+    def after(self, position: Position) -> Iterator[list[Record]]:
+        """Yield the events after a position, in order and in chunks, up to the newest.
 
         Lazy: events that arrive while a slow reader takes its time are included.
 
@@ -113,9 +111,9 @@ class History:
             Trimmed: From the iterator, when events not yet yielded were trimmed or the sequence
                 began anew.
         """
-        epoch = self.epoch
+        sequence = position.sequence
         while True:
-            if epoch != self.epoch or not self.covers(sequence):
+            if position.epoch != self.epoch or not self.covers(sequence):
                 raise Trimmed
             at = bisect_right(self._records, sequence, lo=self._start, key=_sequence)
             chunk = self._records[at : at + _CHUNK]

@@ -8,7 +8,9 @@ again (section 4).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -110,6 +112,7 @@ class JobState:
     # One method per event type, each saying whether clients are told.
 
     def take_submitted(self, event: JobSubmitted) -> bool:
+        """Take the job's description, and its acceptance."""
         # A host may broadcast the submission only after its submit hook, even after the job is
         # done; only a second one, after an end, is a new run.
         if self.ended_by is not None and self.submitted:
@@ -127,6 +130,7 @@ class JobState:
         return self.ended_by is None
 
     def take_assigned(self, event: JobAssigned) -> bool:
+        """Take the worker it was given to."""
         if self.ended_by is not None:
             return False
         self.status = event.new_status
@@ -134,6 +138,7 @@ class JobState:
         return True
 
     def take_status(self, event: JobStatusChanged) -> bool:
+        """Take a status; one that is not terminal opens an ended job again."""
         terminal = event.new_status in TERMINAL_STATUSES
         if self.ended_by is not None and not terminal:
             accepted_at, submitted = self.accepted_at, self.submitted
@@ -149,6 +154,7 @@ class JobState:
         return True
 
     def take_progress(self, event: JobProgress) -> bool:
+        """Take how far it is."""
         if self.ended_by is not None:
             return False
         self.status = "in_progress"
@@ -157,6 +163,7 @@ class JobState:
         return True
 
     def take_outcome(self, event: JobCompleted | JobFailed) -> bool:
+        """Take its outcome, the first of this run."""
         if self.outcome is not None:
             return False
         self.outcome = self.ended_by = event
@@ -166,6 +173,7 @@ class JobState:
         return True
 
     def take_other(self, event: JobEvent) -> bool:
+        """Take an event of the host's own, which changes nothing."""
         return self.ended_by is None
 
 
@@ -215,8 +223,8 @@ class JobStates:
         return len(self._open) + len(self._ended)
 
     def __iter__(self) -> Iterator[JobState]:
-        yield from self._open.values()
-        yield from self._ended.values()
+        # A copy: whoever looks at jobs one by one may broadcast in between.
+        return iter([*self._open.values(), *self._ended.values()])
 
     def get(self, job_id: str) -> JobState | None:
         """Return what is known of a job."""
@@ -239,22 +247,12 @@ class JobStates:
     def take(self, event: JobEvent) -> tuple[JobState, bool]:
         """Fold an event in; return its job's state and whether clients are to be told."""
         state = self._state_of(event.job_id)
-        match event:
-            case JobProgress():
-                told = state.take_progress(event)
-            case JobCompleted() | JobFailed():
-                told = state.take_outcome(event)
-            case JobAssigned():
-                told = state.take_assigned(event)
-            case JobStatusChanged():
-                told = state.take_status(event)
-            case JobSubmitted():
-                told = state.take_submitted(event)
-            case _:
-                told = state.take_other(event)
+        was_open = state.ended_by is None
+        told = _taker(type(event))(state, event)
         if not told:
             self.late += 1
-        self._file(state)
+        if was_open != (state.ended_by is None):
+            self._file(state)
         return state, told
 
     def accept(self, job_id: str, owner: str | None, timestamp: int) -> bool:
@@ -297,10 +295,28 @@ class JobStates:
         return state
 
     def _file(self, state: JobState) -> None:
-        """Keep the state among the open or the ended jobs, as it now is."""
+        """Keep the state of a job that ended, or is open again, among its like."""
         if state.ended_by is None:
-            if self._ended.pop(state.id, None):
-                self._open[state.id] = state
-        elif self._open.pop(state.id, None):
+            self._open[state.id] = self._ended.pop(state.id)
+        else:
             state.ended_at = self._clock.monotonic()
-            self._ended[state.id] = state
+            self._ended[state.id] = self._open.pop(state.id)
+
+
+_TAKERS: tuple[tuple[type[JobEvent], Callable[[JobState, Any], bool]], ...] = (
+    (JobProgress, JobState.take_progress),
+    (JobCompleted, JobState.take_outcome),
+    (JobFailed, JobState.take_outcome),
+    (JobAssigned, JobState.take_assigned),
+    (JobStatusChanged, JobState.take_status),
+    (JobSubmitted, JobState.take_submitted),
+)
+
+
+@cache
+def _taker(cls: type[JobEvent]) -> Callable[[JobState, Any], bool]:
+    """Return what takes an event of this class; a class derived from a built-in counts as it."""
+    for base, take in _TAKERS:
+        if issubclass(cls, base):
+            return take
+    return JobState.take_other

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -21,7 +21,7 @@ from jobqueue_broadcast.commands import (
 from jobqueue_broadcast.delivery import Delivery, Subscriber
 from jobqueue_broadcast.errors import CloseCode, IdTaken
 from jobqueue_broadcast.events import event_type
-from jobqueue_broadcast.frames import Connection, Frame, reply_frame
+from jobqueue_broadcast.frames import Connection, Frame, Wire, reply_frame
 from jobqueue_broadcast.history import History, Record
 from jobqueue_broadcast.positions import Position, with_position
 from jobqueue_broadcast.predicates import Subscription, should_monitor_receive_event, worker_of
@@ -88,12 +88,10 @@ class Monitors:
         self.check_id(monitor_id, principal)
         if (present := self._connected.get(monitor_id)) is not None:
             self._delivery.close(present, CloseCode.REPLACED, "replaced by a newer connection")
-        group = self._index.group(connection.wire, resume is not None, subscription)
-        subscriber = Subscriber(
-            self._delivery, "monitor", monitor_id, principal, connection, group
-        )
+        group = self._flushed_group(connection.wire, resume is not None, subscription)
+        subscriber = Subscriber(self._delivery, "monitor", monitor_id, principal, connection, group)
         self._connected[monitor_id] = subscriber
-        self._join(subscriber, group)
+        group.members[subscriber] = None
         greeting = Connected(timestamp=self._clock.now_ms())
         if isinstance(resume, Position):
             self._delivery.catch_up(
@@ -119,21 +117,32 @@ class Monitors:
         self._leave(subscriber)
 
     def update(self, subscriber: Subscriber, subscription: Subscription) -> None:
-        """Replace what a monitor holds, from the next event on."""
-        group = subscriber.group
-        self._leave(subscriber)
-        self._join(
-            subscriber, self._index.group(group.wire, group.positions, subscription)
-        )
+        """Replace what a monitor holds, from the next event on.
+
+        A monitor that catches up has first what it missed, by the subscription it had.
+        """
+
+        def replace() -> None:
+            old = subscriber.group
+            self._leave(subscriber)
+            group = self._flushed_group(old.wire, old.positions, subscription)
+            # To leave is to be written what is pending, which may have been its end.
+            if subscriber.connected:
+                subscriber.group = group
+                group.members[subscriber] = None
+            else:
+                self._index.discard(group)
+
+        subscriber.when_caught_up(replace)
 
     def subscription(self, subscriber: Subscriber) -> Subscription:
         """Return what a monitor holds."""
-        group = subscriber.group
-        assert isinstance(group, MonitorGroup)
-        return group.subscription
+        return _group_of(subscriber).subscription
 
     def deliver(self, record: Record, topics: frozenset[str]) -> None:
         """Send an event to the monitors it goes to."""
+        if not self._connected:
+            return
         event = record.event
         plain: Frame | None = None
         positioned: Frame | None = None
@@ -142,9 +151,7 @@ class Monitors:
         ):
             if group.positions:
                 if positioned is None:
-                    positioned = Frame(
-                        with_position(record.payload, self._history.position), event
-                    )
+                    positioned = Frame(with_position(record.payload, self._history.position), event)
                 self._delivery.send(group, positioned)
             else:
                 if plain is None:
@@ -154,6 +161,17 @@ class Monitors:
     def snapshot_reply(self) -> FullStateSnapshot:
         """Return everything as it is now."""
         return FullStateSnapshot(timestamp=self._clock.now_ms(), data=self._snapshot())
+
+    def resync(self, reason: Reason) -> None:
+        """Send everyone connected the state as it is now: events were missed on this node."""
+        if not self._connected:
+            return
+        whole = self._restart(reason)
+        for subscriber in list(self._connected.values()):
+            # One that catches up reads the history, and finds out by itself.
+            if subscriber.caught_up:
+                opted_in = subscriber.group.positions
+                self._delivery.send_to(subscriber, whole if opted_in else whole[1:])
 
     def heartbeat_reply(self, subscriber: Subscriber) -> HeartbeatAck:
         """Return a sign of life."""
@@ -186,23 +204,24 @@ class Monitors:
             oldest_available_timestamp=now if oldest is None else oldest,
         )
 
-    def _join(self, subscriber: Subscriber, group: MonitorGroup) -> None:
-        self._delivery.flush_group(group)
-        subscriber.group = group
-        group.members[subscriber] = None
+    def _flushed_group(
+        self, wire: Wire, positions: bool, subscription: Subscription
+    ) -> MonitorGroup:
+        """Return the group to join, with nothing pending."""
+        self._delivery.flush_group(self._index.group(wire, positions, subscription))
+        # Asked for again: if the flush found its last member broken, the group is gone.
+        return self._index.group(wire, positions, subscription)
 
     def _leave(self, subscriber: Subscriber) -> None:
-        group = subscriber.group
-        assert isinstance(group, MonitorGroup)
+        group = _group_of(subscriber)
         self._delivery.flush_group(group)
         group.members.pop(subscriber, None)
         self._index.discard(group)
 
     def _retained(self, subscriber: Subscriber, record: Record) -> Frame | None:
         """Return the frame of a retained event, if this monitor is to have it."""
-        group = subscriber.group
-        assert isinstance(group, MonitorGroup)
-        if not should_monitor_receive_event(group.subscription, record.event, record.facts):
+        subscription = self.subscription(subscriber)
+        if not should_monitor_receive_event(subscription, record.event, record.facts):
             return None
         position = Position(self._history.epoch, record.sequence)
         return Frame(with_position(record.payload, position), record.event)
@@ -213,3 +232,7 @@ class Monitors:
             timestamp=self._clock.now_ms(), reason=reason, position=str(self._history.position)
         )
         return [reply_frame(required, None), reply_frame(self.snapshot_reply(), None)]
+
+
+def _group_of(subscriber: Subscriber) -> MonitorGroup:
+    return cast("MonitorGroup", subscriber.group)

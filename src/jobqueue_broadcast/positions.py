@@ -1,4 +1,4 @@
-"""Where an event stands in the order of all events: `<epoch>:<sequence>` (wire protocol, section 6)."""
+"""Where an event stands in the order of all: `<epoch>:<sequence>` (wire protocol, section 6)."""
 
 from __future__ import annotations
 

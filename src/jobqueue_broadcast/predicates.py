@@ -8,6 +8,7 @@ to them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 from typing_extensions import TypeIs
@@ -15,7 +16,7 @@ from typing_extensions import TypeIs
 from jobqueue_broadcast.client_format import has_client_format
 from jobqueue_broadcast.errors import InvalidArgument
 from jobqueue_broadcast.events import Event, JobData, JobEvent, JobSubmitted
-from jobqueue_broadcast.topics import event_topics, parse_topics
+from jobqueue_broadcast.topics import event_topics, members, parse_topics
 
 __all__ = [
     "Filters",
@@ -63,12 +64,12 @@ class Filters(Struct, frozen=True, kw_only=True):
             values = getattr(self, name)
             if values is UNSET:
                 continue
-            if not isinstance(values, frozenset) or not values or not all(map(_is_id, values)):
+            if not _are_ids(members(values)) or not isinstance(values, frozenset):
                 raise InvalidArgument(
                     f"{name}: expected a frozenset of one or more non-empty strings, got {values!r}"
                 )
         if self.priority_range is not UNSET:
-            _check_range(self.priority_range)
+            _checked_range(self.priority_range)
 
     @classmethod
     def of(
@@ -113,15 +114,15 @@ class Subscription(Struct, frozen=True):
     filters: Filters = Filters()
 
     @classmethod
-    def of(cls, topics: Iterable[str] | None = None, filters: Filters | None = None) -> Subscription:
+    def of(
+        cls, topics: Iterable[str] | None = None, filters: Filters | None = None
+    ) -> Subscription:
         """Check the topics (`None`: all) and make a subscription.
 
         Raises:
             UnknownTopic: A topic belongs to no event type.
         """
-        if filters is not None and not isinstance(filters, Filters):
-            raise InvalidArgument(f"filters: expected Filters or None, got {filters!r}")
-        return cls(parse_topics(topics), filters or Filters())
+        return cls(parse_topics(topics), Filters() if filters is None else _checked(filters))
 
 
 def should_monitor_receive_event(
@@ -163,25 +164,36 @@ def worker_of(event: Event) -> str | None:
     return worker_id if isinstance(worker_id, str) else None
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, str) and value != ""
+def _are_ids(values: list[Any] | None) -> bool:
+    return bool(values) and all(isinstance(value, str) and value for value in values or ())
 
 
-def _names(name: str, values: Iterable[str]) -> frozenset[str]:
-    if isinstance(values, str):
-        raise InvalidArgument(f"{name}: expected a collection of strings, got {values!r}")
-    return frozenset(values)
+def _names(name: str, values: object) -> frozenset[str]:
+    listed = members(values)
+    if listed is None or not _are_ids(listed):
+        raise InvalidArgument(
+            f"{name}: expected a collection of one or more non-empty strings, got {values!r}"
+        )
+    return frozenset(listed)
 
 
-def _range(values: Iterable[int]) -> tuple[int, int]:
-    pair = tuple(values)
-    _check_range(pair)
-    low, high = pair
-    return low, high
+def _range(values: object) -> tuple[int, int]:
+    listed = members(values)
+    return _checked_range(values if listed is None else tuple(listed))
 
 
-def _check_range(pair: object) -> None:
+def _checked_range(pair: object) -> tuple[int, int]:
     match pair:
-        case (int() as low, int() as high) if low <= high:
-            return
-    raise InvalidArgument(f"priority_range: expected (min, max) with min <= max, got {pair!r}")
+        # A list would match as well, but cannot be hashed.
+        case (int() as low, int() as high) if isinstance(pair, tuple) and low <= high:
+            return low, high
+        case _:
+            raise InvalidArgument(
+                f"priority_range: expected (min, max) with min <= max, got {pair!r}"
+            )
+
+
+def _checked(filters: object) -> Filters:
+    if not isinstance(filters, Filters):
+        raise InvalidArgument(f"filters: expected Filters or None, got {filters!r}")
+    return filters

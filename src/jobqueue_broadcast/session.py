@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, assert_never
 
 from msgspec import UNSET, Struct, UnsetType
 
 from jobqueue_broadcast.auth import ANONYMOUS, Action, Authorize, Principal
 from jobqueue_broadcast.broadcaster import EventBroadcaster
 from jobqueue_broadcast.commands import (
+    AnyMonitorCommand,
     BadFrame,
     CancelJob,
     ErrorCode,
@@ -38,7 +39,8 @@ from jobqueue_broadcast.commands import (
     decode_monitor_command,
 )
 from jobqueue_broadcast.delivery import Subscriber
-from jobqueue_broadcast.errors import CloseCode, HookRefusal, UnknownTopic
+from jobqueue_broadcast.errors import CloseCode, HookRefusal, InvalidArgument, UnknownTopic
+from jobqueue_broadcast.events import encode
 from jobqueue_broadcast.frames import reply_frame
 from jobqueue_broadcast.predicates import Filters, Subscription
 from jobqueue_broadcast.rate_limit import TokenBucket
@@ -55,6 +57,7 @@ Cancel: TypeAlias = Callable[[str, Principal], object]
 
 _NOT_FOUND = "no such job, or it is not yours"
 _MOST_EVENTS = 1000
+_MOST_BYTES = 1024
 
 
 class Hooks(Struct, frozen=True, kw_only=True):
@@ -158,12 +161,12 @@ class Session:
         if not self._within_rate():
             return None
         try:
-            if self.subscriber.kind == "monitor":
-                return self._monitor_command(message)
-            return self._client_command(message)
+            if self.subscriber.kind == "client":
+                return self._client_command(message)
+            self._monitor_command(message)
         except BadFrame as bad:
             self._reply(bad.reply(self.broadcaster.clock.now_ms()))
-            return None
+        return None
 
     def _within_rate(self) -> bool:
         # Most connections never send anything; the bucket is made for those that do.
@@ -184,6 +187,10 @@ class Session:
 
     def _monitor_command(self, text: str) -> None:
         command = decode_monitor_command(text)
+        # What is answered is as of now, and comes after all that was before.
+        self.subscriber.when_caught_up(lambda: self._answer_monitor(command))
+
+    def _answer_monitor(self, command: AnyMonitorCommand) -> None:
         monitors = self.broadcaster.monitors
         match command:
             case Subscribe():
@@ -196,6 +203,8 @@ class Session:
                 self._reply(monitors.page(self.subscriber, since, min(most, _MOST_EVENTS)))
             case Heartbeat():
                 self._reply(monitors.heartbeat_reply(self.subscriber))
+            case _:
+                assert_never(command)
 
     def _subscribe_monitor(self, command: Subscribe) -> None:
         filters = command.filters
@@ -245,6 +254,8 @@ class Session:
                 return self._when_allowed("status", command, lambda: self._status(command))
             case CancelJob():
                 return self._when_allowed("cancel", command, lambda: self._cancel(command))
+            case _:
+                assert_never(command)
 
     def _submit(self, command: SubmitJob) -> Ask | None:
         submit = self._hooks.submit
@@ -261,18 +272,22 @@ class Session:
             if message_id in submissions:
                 # Repeated after a reconnection. Answered by the hook that still runs, or here.
                 if (job_id := submissions[message_id]) is not None:
-                    self.broadcaster.clients.tell_state(client_id, job_id)
+                    self._tell_submitted(job_id, message_id)
                 return None
             submissions[message_id] = None
 
         def answered(job_id: Any) -> None:
             if not isinstance(job_id, str) or not 1 <= len(job_id) <= 128:
-                failed(TypeError(f"submit: expected a job id of 1 to 128 characters, got {job_id!r}"))
+                expected = "submit: expected a job id of 1 to 128 characters"
+                failed(TypeError(f"{expected}, got {job_id!r}"))
+                return
+            try:
+                self.broadcaster.accept_job(job_id, self.subscriber.principal, client_id)
+            except InvalidArgument as error:
+                failed(error)
                 return
             if message_id is not UNSET:
                 submissions[message_id] = job_id
-            self.broadcaster.subscribe_client_to_job(client_id, job_id)
-            self.broadcaster.accept_job(job_id, self.subscriber.principal)
 
         def failed(error: Exception) -> None:
             if message_id is not UNSET:
@@ -280,6 +295,13 @@ class Session:
             self._hook_failed(error, message_id)
 
         return Ask(lambda: submit(command, self.subscriber.principal), answered, failed)
+
+    def _tell_submitted(self, job_id: str, message_id: str) -> None:
+        if self.broadcaster.jobs.get(job_id) is None:
+            self._error("not_found", _NOT_FOUND, message_id)
+            return
+        self.broadcaster.clients.tell_state(self.subscriber.id, job_id)
+        self.broadcaster.delivery.settle()
 
     def _subscribe(self, command: SubscribeProgress) -> Ask | None:
         def subscribe() -> None:
@@ -292,6 +314,7 @@ class Session:
                     message_id=command.message_id,
                 )
                 self.broadcaster.clients.subscribe(self.subscriber.id, command.job_id, [reply])
+                self.broadcaster.delivery.settle()
 
         return self._when_allowed("subscribe", command, subscribe)
 
@@ -306,18 +329,22 @@ class Session:
         )
 
     def _status(self, command: GetJobStatus) -> None:
-        info = self.broadcaster.job(command.job_id)
-        if info is None:
-            self._error("not_found", _NOT_FOUND, command.message_id)
-            return
-        self._reply(
-            JobStatusReply(
-                timestamp=self.broadcaster.clock.now_ms(),
-                job_id=command.job_id,
-                message_id=command.message_id,
-                job=info,
+        def tell() -> None:
+            info = self.broadcaster.job(command.job_id)
+            if info is None:
+                self._error("not_found", _NOT_FOUND, command.message_id)
+                return
+            self._reply(
+                JobStatusReply(
+                    timestamp=self.broadcaster.clock.now_ms(),
+                    job_id=command.job_id,
+                    message_id=command.message_id,
+                    job=info,
+                )
             )
-        )
+
+        # What is answered is as of now, and comes after all that was before.
+        self.subscriber.when_caught_up(tell)
 
     def _cancel(self, command: CancelJob) -> Ask | None:
         cancel = self._hooks.cancel
@@ -349,6 +376,24 @@ class Session:
         then: Callable[[], Ask | None],
     ) -> Ask | None:
         """Go on if the principal may do this with the job; else answer as if there were none."""
+        look_up = self.broadcaster.look_up(command.job_id)
+        if look_up is None:
+            return self._decide(action, command, then)
+
+        def learned(payloads: list[bytes]) -> Ask | None:
+            for payload in payloads:
+                self.broadcaster.recall(payload)
+            return self._decide(action, command, then) if self.subscriber.connected else None
+
+        # The job may have been trimmed from what this node was started with.
+        return Ask(look_up, learned, lambda error: self._hook_failed(error, command.message_id))
+
+    def _decide(
+        self,
+        action: Action,
+        command: SubscribeProgress | GetJobStatus | CancelJob,
+        then: Callable[[], Ask | None],
+    ) -> Ask | None:
         principal = self.subscriber.principal
         authorize = self._hooks.authorize
         state = self.broadcaster.jobs.get(command.job_id)
@@ -388,22 +433,24 @@ class Session:
         logger.error("a hook of the host failed for %r", self.subscriber, exc_info=error)
         self._error("internal", "the server could not do this", message_id)
 
-    def _error(
-        self, code: ErrorCode, error: str, message_id: str | UnsetType = UNSET
-    ) -> None:
-        self._reply(
-            ErrorReply(
-                timestamp=self.broadcaster.clock.now_ms(),
-                error=error[:512],
-                code=code,
-                message_id=message_id,
-            )
-        )
+    def _error(self, code: ErrorCode, error: str, message_id: str | UnsetType = UNSET) -> None:
+        now = self.broadcaster.clock.now_ms()
+        reply = ErrorReply(timestamp=now, error=error, code=code, message_id=message_id)
+        while len(encode(reply)) > _MOST_BYTES:
+            # Of the host's words; how many bytes one of them takes is not known before.
+            error = error[: len(error) // 2]
+            reply = ErrorReply(timestamp=now, error=error, code=code, message_id=message_id)
+        self._reply(reply)
 
     def _reply(self, reply: Struct) -> None:
-        if self.subscriber.connected:
+        """Answer in order: after the past, if the connection catches up, and earlier answers."""
+
+        def send() -> None:
             self.broadcaster.delivery.send_to(self.subscriber, [reply_frame(reply)])
             self.broadcaster.delivery.settle()
+
+        if self.subscriber.connected:
+            self.subscriber.when_caught_up(send)
 
     def _close(self, code: CloseCode, reason: str) -> None:
         self.broadcaster.delivery.close(self.subscriber, code, reason)

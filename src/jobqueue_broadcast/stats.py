@@ -37,6 +37,8 @@ class BroadcasterStats(Struct, frozen=True, kw_only=True):
     outbox_bytes: int
     outcomes_waiting: int
     """Outcomes that no client has taken yet; at most `undelivered_limit`."""
+    revoked: int
+    """Revoked principals kept by name; at most `revocation_limit`."""
 
     events_total: int
     """Events taken from the backplane, and so broadcast."""

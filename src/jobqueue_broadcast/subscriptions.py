@@ -7,11 +7,14 @@ section 6), so what is kept here is the client and not its connection.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 from jobqueue_broadcast.delivery import Subscriber
 
-__all__ = ["Client", "JobIndex"]
+__all__ = ["Client", "JobIndex", "OnChange"]
+
+OnChange: TypeAlias = Callable[[str, str, tuple[int, int] | None], None]
 
 
 class Client:
@@ -25,12 +28,22 @@ class Client:
         subscriber: Its connection, if it has one.
         states: How many states were sent to it so far (see `Position.state`).
         expires_at: When its subscriptions end, by the steady clock, if it stays away.
+        expiring: Whether the index is to look at it again when some such time has come.
         submissions: The job of each recent `submit_job`, by its `message_id`; `None` while the
             host's hook runs. A submission repeated after a reconnection is thereby not a second
             job. Made when first needed.
     """
 
-    __slots__ = ("expires_at", "id", "jobs", "owner", "states", "submissions", "subscriber")
+    __slots__ = (
+        "expires_at",
+        "expiring",
+        "id",
+        "jobs",
+        "owner",
+        "states",
+        "submissions",
+        "subscriber",
+    )
 
     def __init__(self, client_id: str) -> None:
         self.id = client_id
@@ -39,6 +52,7 @@ class Client:
         self.subscriber: Subscriber | None = None
         self.states = 0
         self.expires_at = 0.0
+        self.expiring = False
         self.submissions: dict[str, str | None] | None = None
 
 
@@ -52,8 +66,11 @@ class JobIndex:
     def __init__(self) -> None:
         self._clients: dict[str, Client] = {}
         self._by_job: dict[str, Client | set[Client]] = {}
-        self._expiring: list[tuple[float, str]] = []
+        self._expiring: list[tuple[float, int, Client]] = []
+        self._left = 0
         self.subscription_count = 0
+        self.on_change: OnChange | None = None
+        """Told of each subscription that begins, begins anew (with when), or ends (`None`)."""
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -78,6 +95,8 @@ class JobIndex:
 
     def subscribe(self, client: Client, job_id: str, at: tuple[int, int]) -> None:
         """Subscribe a client to a job, as of a sequence and state number."""
+        if self.on_change is not None:
+            self.on_change(client.id, job_id, at)
         if job_id in client.jobs:
             client.jobs[job_id] = at
             return
@@ -93,8 +112,14 @@ class JobIndex:
 
     def unsubscribe(self, client: Client, job_id: str) -> None:
         """End a subscription, if there is one."""
-        if client.jobs.pop(job_id, None) is None:
+        if job_id not in client.jobs:
             return
+        if self.on_change is not None:
+            self.on_change(client.id, job_id, None)
+        self._forget(client, job_id)
+
+    def _forget(self, client: Client, job_id: str) -> None:
+        del client.jobs[job_id]
         self.subscription_count -= 1
         found = self._by_job[job_id]
         if isinstance(found, Client):
@@ -103,6 +128,15 @@ class JobIndex:
         found.discard(client)
         if len(found) == 1:
             self._by_job[job_id] = found.pop()
+
+    def restore(self, client: Client, jobs: dict[str, tuple[int, int]]) -> None:
+        """Make a client's subscriptions those it has on another node."""
+        on_change, self.on_change = self.on_change, None
+        for job_id in client.jobs.keys() - jobs.keys():
+            self.unsubscribe(client, job_id)
+        for job_id, since in jobs.items():
+            self.subscribe(client, job_id, since)
+        self.on_change = on_change
 
     def end_job(self, job_id: str) -> None:
         """End every subscription to a job."""
@@ -113,22 +147,36 @@ class JobIndex:
         """Note that a client has no connection, and until when it is expected back."""
         client.subscriber = None
         client.expires_at = expires_at
-        heapq.heappush(self._expiring, (expires_at, client.id))
+        if not client.expiring:
+            self._note(client)
 
     def expire(self, now: float) -> list[Client]:
         """Let go of the clients that did not come back in time; return them."""
         gone: list[Client] = []
         while self._expiring and self._expiring[0][0] <= now:
-            expires_at, client_id = heapq.heappop(self._expiring)
-            client = self._clients.get(client_id)
-            # An older entry of a client that came back, or left again, says nothing.
-            if client and client.subscriber is None and client.expires_at == expires_at:
-                self.remove(client)
-                gone.append(client)
+            client = heapq.heappop(self._expiring)[2]
+            client.expiring = False
+            if client.subscriber is not None:
+                continue
+            if client.expires_at > now:
+                # It came back, and left again.
+                self._note(client)
+                continue
+            self.remove(client)
+            gone.append(client)
         return gone
 
     def remove(self, client: Client) -> None:
         """Forget a client and all its subscriptions."""
         for job_id in list(client.jobs):
-            self.unsubscribe(client, job_id)
-        self._clients.pop(client.id, None)
+            # It may have gone to another node: that its subscriptions end here is said to nobody.
+            self._forget(client, job_id)
+        # It may have come back from there, as another one.
+        if self._clients.get(client.id) is client:
+            del self._clients[client.id]
+
+    def _note(self, client: Client) -> None:
+        """Look at a client again when its time has come; one entry, however often it left."""
+        client.expiring = True
+        self._left += 1
+        heapq.heappush(self._expiring, (client.expires_at, self._left, client))

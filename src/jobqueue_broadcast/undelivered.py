@@ -16,6 +16,10 @@ OnUndelivered = Callable[[JobEvent], object]
 """A host's hook for an outcome that no client took in time. Must return at once; may not wait."""
 
 
+def _nobody(_: JobEvent) -> None:
+    """Stand in for a hook that was not given."""
+
+
 class UndeliveredOutcomes:
     """Outcomes waiting for a client to take them.
 
@@ -26,7 +30,8 @@ class UndeliveredOutcomes:
     """
 
     def __init__(self, hook: OnUndelivered | None, after: float, limit: int) -> None:
-        self._hook = hook
+        self._hook: OnUndelivered = hook or _nobody
+        self._wanted = hook is not None
         self._after = after
         self._limit = limit
         self._waiting: OrderedDict[str, tuple[float, JobEvent]] = OrderedDict()
@@ -37,7 +42,7 @@ class UndeliveredOutcomes:
 
     def add(self, outcome: JobEvent, now: float) -> None:
         """Wait for a client to take an outcome. Does nothing without a hook."""
-        if self._hook is None:
+        if not self._wanted:
             return
         self._waiting[outcome.job_id] = (now + self._after, outcome)
         self._waiting.move_to_end(outcome.job_id)
@@ -60,8 +65,6 @@ class UndeliveredOutcomes:
 
     def _report(self, outcome: JobEvent) -> None:
         self.reported += 1
-        if self._hook is None:
-            return
         try:
             self._hook(outcome)
         except Exception:

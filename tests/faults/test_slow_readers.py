@@ -90,7 +90,6 @@ def test_stalled_readers_are_cut_and_the_others_get_everything(swarm: Swarm, sta
             assert cut(), "a stalled reader was never cut"
             assert stats.too_slow_total + stats.stalled_total == stalled
             assert most_memory <= OUTBOX + 256 * 1024
-            assert stats.outbox_bytes == 0
 
             healthy = [peer for peer in swarm.peers if peer not in slow]
             broadcaster.broadcast(completed(sent))
@@ -100,6 +99,11 @@ def test_stalled_readers_are_cut_and_the_others_get_everything(swarm: Swarm, sta
             for peer in healthy:
                 jobs = [frame["job_id"] for frame in peer.decoded()[1:]]
                 assert jobs == [f"job-{number}" for number in range(sent + 1)]
+            # Readers that keep up are behind for moments; then nothing is kept for anybody.
+            async with asyncio.timeout(60):
+                while broadcaster.stats().behind:
+                    await asyncio.sleep(0.01)
+            assert broadcaster.stats().outbox_bytes == 0
             print(
                 f"\n{stalled} stalled of {PEERS}: cut after {sent} outcomes, at most "
                 f"{most_memory} bytes held for one (limit {OUTBOX} + 262144); the others got "

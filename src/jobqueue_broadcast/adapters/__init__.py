@@ -1,0 +1,1 @@
+"""Adapters: what joins the core to one library of sockets each."""

@@ -7,10 +7,12 @@ delivers what it is given back, its own events included, so all nodes agree on t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 from uuid import uuid4
 
-__all__ = ["Backplane", "InProcessBackplane", "Receiver"]
+from msgspec import Struct
+
+__all__ = ["Backplane", "Claim", "InProcessBackplane", "Receiver", "RemoteBackplane"]
 
 
 class Receiver(Protocol):
@@ -22,6 +24,24 @@ class Receiver(Protocol):
 
     def restart(self, epoch: str, head: int) -> None:
         """Take note that another sequence begins: what follows does not continue what was."""
+        ...
+
+    # What follows is for backplanes that remember more than this node has seen.
+
+    def replay(self, sequence: int, payload: bytes) -> None:
+        """Take the next payload, but send it to nobody: it is from before, or was sent already."""
+        ...
+
+    def unfinished(self) -> list[str]:
+        """Return the jobs that have not ended, as far as is known here."""
+        ...
+
+    def recall(self, payload: bytes) -> None:
+        """Take a payload into the states alone: it is kept beside the sequence, for its job."""
+        ...
+
+    def resync(self, reason: Literal["epoch", "trimmed"]) -> None:
+        """Tell every peer that events were missed here, and send it the state as it is now."""
         ...
 
 
@@ -38,6 +58,72 @@ class Backplane(Protocol):
         Raises:
             BackplaneFull: The bounded queue of payloads not yet published is full.
         """
+        ...
+
+
+class Claim(Struct, frozen=True, kw_only=True):
+    """What a backplane says to a connection that asks for an id.
+
+    Attributes:
+        owner: The principal to whom the id belongs on all nodes: the one who asked, or another.
+        known: Whether it belonged to the principal before.
+        previous: The connection that had it last, there or not; empty where there was none.
+        jobs: A client's subscriptions, each with the sequence and state number it began at.
+    """
+
+    owner: str
+    known: bool = False
+    previous: str = ""
+    jobs: dict[str, tuple[int, int]] = {}
+
+
+@runtime_checkable
+class RemoteBackplane(Backplane, Protocol):
+    """A backplane outside this process: to be run, and waited for."""
+
+    @property
+    def running(self) -> bool:
+        """Whether somebody runs it; an adapter does where nobody else does."""
+        ...
+
+    async def run(self) -> None:
+        """Read and publish until cancelled."""
+        ...
+
+    async def flush(self, within: float = 2.0) -> bool:
+        """Wait until everything published has left this process; false when it takes too long."""
+        ...
+
+    async def wait_ready(self) -> None:
+        """Wait until payloads get through, and the states of before were taken."""
+        ...
+
+    async def reach(self, sequence: int, within: float = 2.0) -> bool:
+        """Wait until everything up to a sequence was received; false when it takes too long."""
+        ...
+
+    async def look_up(self, job_id: str) -> list[bytes]:
+        """Return the payloads kept for a job, in order; none when there is no answer in time."""
+        ...
+
+    async def claim(self, kind: str, peer_id: str, owner: str, connection: str) -> Claim:
+        """Ask for an id on behalf of a principal, for a connection with a name of its own.
+
+        Raises:
+            BackplaneUnavailable: There is no answer in time.
+        """
+        ...
+
+    def hold(self, kind: str, peer_id: str, owner: str, connection: str) -> None:
+        """Say that a connection still has the id; to be said about once a minute."""
+        ...
+
+    def release(self, kind: str, peer_id: str, connection: str, retention: float) -> None:
+        """Give up an id; who had it keeps it, and its subscriptions, for `retention` seconds."""
+        ...
+
+    def keep(self, client_id: str, job_id: str, since: tuple[int, int] | None) -> None:
+        """Remember a client's subscription for the node it may come to next; `None`: it ended."""
         ...
 
 

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 from websockets.datastructures import Headers
 
+from jobqueue_broadcast.adapters.websockets.redaction import redacted_traceback
+from jobqueue_broadcast.adapters.websockets.remote import TrustedProxies, counted_as
 from jobqueue_broadcast.auth import ANONYMOUS, Authenticate, Principal
 from jobqueue_broadcast.broadcaster import EventBroadcaster
 from jobqueue_broadcast.errors import IdTaken, InvalidArgument
@@ -23,17 +25,27 @@ logger = logging.getLogger("jobqueue_broadcast")
 
 
 class ConnectionLimits(Struct, frozen=True, kw_only=True):
-    """How many connections there may be; past each, a handshake is answered 503.
+    """How many connections there may be; past the first three, a handshake is answered 503.
 
     Args:
         total: In all.
         per_principal: Of one principal; not applied to the anonymous one.
-        per_address: From one address.
+        per_address: From one address, or one /64 of IPv6.
+        pending: Connections that have not sent their request; past it, the one that has waited
+            longest is dropped. And handshakes waiting for `authenticate`; past it, further ones
+            are answered 503.
+        request_size: Bytes of a request with its headers; past it the answer is 431.
+        ping_rate: Pings and pongs per second from one connection, in the long run.
+        ping_burst: Pings and pongs at once; past it the connection is aborted.
     """
 
     total: int = 50_000
     per_principal: int = 1_000
     per_address: int = 10_000
+    pending: int = 5_000
+    request_size: int = 16 * 1024
+    ping_rate: float = 10.0
+    ping_burst: int = 100
 
 
 class Admission(Struct, frozen=True):
@@ -55,6 +67,7 @@ class Gate:
         limits: How many connections there may be.
         loopback_only: Whether the `Host` header must name the loopback interface. It keeps a web
             page whose name was made to resolve there from passing for the same origin.
+        trusted_proxies: The proxies whose `X-Forwarded-For` names the peer.
     """
 
     def __init__(
@@ -65,6 +78,7 @@ class Gate:
         origins: Iterable[str] | None = None,
         limits: ConnectionLimits | None = None,
         loopback_only: bool = False,
+        trusted_proxies: Iterable[str] = (),
     ) -> None:
         if isinstance(origins, str):
             raise InvalidArgument(f"origins: expected a collection of origins, got {origins!r}")
@@ -73,9 +87,15 @@ class Gate:
         self._origins = None if origins is None else frozenset(origins)
         self._limits = limits or ConnectionLimits()
         self._loopback_only = loopback_only
-        self._total = 0
+        self._proxies = TrustedProxies(trusted_proxies)
         self._by_principal: Counter[str] = Counter()
         self._by_address: Counter[str] = Counter()
+        self.connections = 0
+        """Connections counted now."""
+        self.authenticating = 0
+        """Handshakes that wait for `authenticate` now."""
+        self.admitted = 0
+        """Handshakes let in so far."""
         self.refused: Counter[int] = Counter()
         """Handshakes turned away so far, by HTTP status."""
 
@@ -86,23 +106,35 @@ class Gate:
             Refused: It is turned away, and how.
         """
         try:
-            return await self._admit(request_target, headers, remote)
+            admission = await self._admit(request_target, headers, remote)
         except Refused as refused:
             self.refused[refused.refusal.status] += 1
             raise
+        self.admitted += 1
+        return admission
+
+    @property
+    def principals(self) -> int:
+        """How many principals are connected."""
+        return len(self._by_principal)
+
+    @property
+    def addresses(self) -> int:
+        """From how many addresses there are connections."""
+        return len(self._by_address)
 
     def enter(self, admission: Admission) -> None:
         """Count a connection."""
-        self._total += 1
+        self.connections += 1
         self._by_principal[admission.principal.id] += 1
-        self._by_address[admission.remote] += 1
+        self._by_address[counted_as(admission.remote)] += 1
 
     def leave(self, admission: Admission) -> None:
         """Count a connection no more."""
-        self._total -= 1
+        self.connections -= 1
         for counter, key in (
             (self._by_principal, admission.principal.id),
-            (self._by_address, admission.remote),
+            (self._by_address, counted_as(admission.remote)),
         ):
             counter[key] -= 1
             if not counter[key]:
@@ -110,35 +142,47 @@ class Gate:
 
     async def _admit(self, request_target: str, headers: Headers, remote: str) -> Admission:
         target, query_token = parse_target(request_target)
+        remote = self._proxies.peer(remote, headers.get_all("X-Forwarded-For"))
         self._check_origin(headers)
         self._check_room(remote)
         named = {name.lower(): headers.get_all(name) for name in headers}
         handshake = Handshake(target, named, remote, query_token)
         principal = await self._identify(handshake)
-        # Nothing is awaited from here until the connection is counted and registered.
-        if target.kind not in principal.roles:
-            raise Refused(403, f"expected a credential with the role {target.kind}")
-        if self._is_expired(principal):
-            raise self._unauthorized()
+        self._check_credential(target, principal)
         try:
+            await self._broadcaster.prepare(target.kind, target.id, principal, target.resume)
+            # Nothing is awaited from here until the connection is counted and registered.
             self._broadcaster.check_id(target.kind, target.id, principal)
         except IdTaken:
             raise Refused(403, f"this {target.kind} id belongs to another principal") from None
+        self._check_credential(target, principal)
         self._check_room(remote, principal)
         return Admission(target, principal, remote)
+
+    def _check_credential(self, target: Target, principal: Principal) -> None:
+        if target.kind not in principal.roles:
+            raise Refused(403, f"expected a credential with the role {target.kind}")
+        if self._is_expired(principal) or self._broadcaster.is_revoked(principal):
+            raise self._unauthorized()
 
     async def _identify(self, handshake: Handshake) -> Principal:
         if self._authenticate is None:
             return ANONYMOUS
+        if self.authenticating >= self._limits.pending:
+            raise Refused(503, "too many handshakes", ("Retry-After", "5"))
+        self.authenticating += 1
         try:
             found = self._authenticate(handshake)
             if isawaitable(found):
                 found = await found
         except Refused:
             raise
-        except Exception:
-            logger.exception("authenticate failed for %r", handshake)
+        except Exception as error:  # noqa: BLE001 - logged, without the credential
+            text = redacted_traceback(error, handshake.credential)
+            logger.error("authenticate failed for %r\n%s", handshake, text)
             raise Refused(503, "cannot authenticate now", ("Retry-After", "5")) from None
+        finally:
+            self.authenticating -= 1
         if isinstance(found, Principal):
             return found
         if isinstance(found, Refusal):
@@ -173,8 +217,8 @@ class Gate:
     def _check_room(self, remote: str, principal: Principal = ANONYMOUS) -> None:
         limits = self._limits
         if (
-            self._total >= limits.total
-            or self._by_address[remote] >= limits.per_address
+            self.connections >= limits.total
+            or self._by_address[counted_as(remote)] >= limits.per_address
             or (
                 principal is not ANONYMOUS
                 and self._by_principal[principal.id] >= limits.per_principal

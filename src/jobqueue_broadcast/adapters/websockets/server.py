@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import AsyncExitStack
 from importlib.resources import files
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
-from typing_extensions import Self
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.asyncio.server import serve as websockets_serve
 from websockets.datastructures import Headers
-from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+from websockets.exceptions import NegotiationError
+from websockets.extensions import Extension
+from websockets.extensions.permessage_deflate import (
+    PerMessageDeflate,
+    ServerPerMessageDeflateFactory,
+)
 from websockets.http11 import Request, Response
+from websockets.typing import ExtensionParameter
 
-from jobqueue_broadcast.adapters.websockets.connections import WRITE_LIMIT, BroadcastConnection
+from jobqueue_broadcast.adapters.websockets.connections import WRITE_LIMIT
 from jobqueue_broadcast.adapters.websockets.endpoint import WebSocketEndpoint
 from jobqueue_broadcast.adapters.websockets.gate import ConnectionLimits
 from jobqueue_broadcast.adapters.websockets.redaction import redacted_logger
@@ -88,7 +93,7 @@ class BroadcastServer:
                 self._host,
                 self._port,
                 process_request=self._process_request,
-                create_connection=BroadcastConnection,
+                create_connection=self.endpoint.connection_class,
                 **self._arguments,
             )
         except BaseException:
@@ -159,6 +164,7 @@ def serve(
     compression: bool = False,
     connection_limits: ConnectionLimits | None = None,
     session_limits: SessionLimits | None = None,
+    trusted_proxies: Iterable[str] = (),
     max_size: int = 64 * 1024,
     open_timeout: float = 10.0,
     ping_interval: float | None = 20.0,
@@ -176,7 +182,7 @@ def serve(
         host: The interface to listen on.
         port: The TCP port; 0 takes a free one, found in `BroadcastServer.port`.
         authenticate, authorize, submit, cancel, origins, connection_limits, session_limits,
-            close_timeout, tick_interval, direct: See `WebSocketEndpoint`.
+            trusted_proxies, close_timeout, tick_interval, direct: See `WebSocketEndpoint`.
         allow_anonymous: Whether to listen beyond the loopback interface without `authenticate`.
         dashboard: Whether to serve the dashboard page at `/`.
         compression: Whether to agree to permessage-deflate, without context takeover.
@@ -207,6 +213,7 @@ def serve(
         connection_limits=connection_limits,
         session_limits=session_limits,
         loopback_only=authenticate is None and loopback and not allow_anonymous,
+        trusted_proxies=trusted_proxies,
         close_timeout=close_timeout,
         tick_interval=tick_interval,
         direct=direct,
@@ -220,6 +227,7 @@ def serve(
         "close_timeout": close_timeout,
         "write_limit": WRITE_LIMIT,
         "logger": redacted_logger(),
+        "server_header": None,  # which versions run here is nobody's business
         **arguments,
     }
     return BroadcastServer(
@@ -234,9 +242,20 @@ def serve(
     )
 
 
+class _DeflateFactory(ServerPerMessageDeflateFactory):
+    """Declines windows of 8 bits, which zlib cannot make: `websockets` before 16 accepts them."""
+
+    def process_request_params(
+        self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
+    ) -> tuple[list[ExtensionParameter], PerMessageDeflate]:
+        if ("server_max_window_bits", "8") in params:
+            raise NegotiationError("expected server_max_window_bits of 9 to 15")
+        return super().process_request_params(params, accepted_extensions)
+
+
 def _deflate_factory() -> ServerPerMessageDeflateFactory:
     # 12 bits are what `websockets` chooses too: 4 KiB of window serve frames of this size as well.
-    return ServerPerMessageDeflateFactory(
+    return _DeflateFactory(
         server_no_context_takeover=True,
         client_no_context_takeover=True,
         server_max_window_bits=12,

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from jobqueue_broadcast.errors import InvalidArgument
 from jobqueue_broadcast.frames import TextWire, Wire
 
 __all__ = ["ManualClock", "RecordingConnection"]
@@ -33,7 +34,13 @@ class ManualClock:
         return self._monotonic
 
     def advance(self, seconds: float) -> None:
-        """Move both times forward."""
+        """Move both times forward.
+
+        Raises:
+            InvalidArgument: `seconds` is negative: a steady clock never goes back.
+        """
+        if seconds < 0:
+            raise InvalidArgument(f"seconds: expected 0 or more, got {seconds!r}")
         self._monotonic += seconds
 
 

@@ -1,0 +1,79 @@
+"""Whose each id is, and which jobs a client follows, for all nodes: commands and their answers.
+
+These are keys and not entries of the stream: a hundred thousand clients that reconnect at once
+would otherwise push the events out of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobqueue_broadcast.backplane import Claim
+from jobqueue_broadcast.backplane.redis.entries import Command, Keys
+
+__all__ = ["claim", "claimed", "hold", "keep", "release"]
+
+# A connection says that it is still there once a minute; three times unheard, it is gone.
+_TTL = 180
+
+# Each script is one step for the server, so of two that ask at once one is told of the other.
+_CLAIM = """
+local owner = redis.call('HGET', KEYS[1], 'owner')
+if owner and owner ~= ARGV[1] then return {owner, 0, '', {}} end
+local previous = redis.call('HGET', KEYS[1], 'connection') or ''
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'connection', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return {ARGV[1], owner and 1 or 0, previous, redis.call('HGETALL', KEYS[2])}
+"""
+_HOLD = """
+local connection = redis.call('HGET', KEYS[1], 'connection')
+if connection and connection ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'connection', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return 1
+"""
+_RELEASE = """
+if redis.call('HGET', KEYS[1], 'connection') ~= ARGV[1] then return 0 end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+return 1
+"""
+
+
+def claim(keys: Keys, kind: str, peer_id: str, owner: str, connection: str) -> Command:
+    """Return the command that asks for an id."""
+    return ("EVAL", _CLAIM, 2, *_keys(keys, kind, peer_id), owner, connection, _TTL)
+
+
+def claimed(answer: Any) -> Claim:
+    """Return what the answer to `claim` says."""
+    owner, known, previous, flat = answer
+    jobs: dict[str, tuple[int, int]] = {}
+    for job_id, since in zip(flat[::2], flat[1::2], strict=True):
+        sequence, _, state = since.partition(b".")
+        jobs[job_id.decode()] = (int(sequence), int(state))
+    return Claim(owner=owner.decode(), known=known == 1, previous=previous.decode(), jobs=jobs)
+
+
+def hold(keys: Keys, kind: str, peer_id: str, owner: str, connection: str) -> Command:
+    """Return the command that says a connection is still there."""
+    return ("EVAL", _HOLD, 2, *_keys(keys, kind, peer_id), owner, connection, _TTL)
+
+
+def release(keys: Keys, kind: str, peer_id: str, connection: str, retention: float) -> Command:
+    """Return the command that gives up an id; 0 seconds of retention forget it at once."""
+    return ("EVAL", _RELEASE, 2, *_keys(keys, kind, peer_id), connection, round(retention))
+
+
+def keep(keys: Keys, client_id: str, job_id: str, since: tuple[int, int] | None) -> list[Command]:
+    """Return the commands that remember, or forget, a subscription."""
+    jobs = _keys(keys, "client", client_id)[1]
+    if since is None:
+        return [("HDEL", jobs, job_id)]
+    return [("HSET", jobs, job_id, f"{since[0]}.{since[1]}"), ("EXPIRE", jobs, _TTL)]
+
+
+def _keys(keys: Keys, kind: str, peer_id: str) -> tuple[str, str]:
+    return f"{keys.prefix}:{kind}:{peer_id}", f"{keys.prefix}:{kind}:{peer_id}:jobs"

