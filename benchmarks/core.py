@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
-import random
 import os
+import random
 import statistics
 import sys
 import time

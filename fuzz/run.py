@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import logging
 import random
 import subprocess
 import sys
@@ -152,6 +153,8 @@ def mutated(rng: random.Random, data: bytes, pool: list[bytes]) -> bytes:
 def load(name: str) -> Callable[[bytes], None]:
     # Late, so that atheris has prepared the import by then.
     sys.path.insert(0, str(HERE.parent))
+    # What is dropped is logged, thousands of times a second.
+    logging.getLogger("jobqueue_broadcast").setLevel(logging.CRITICAL)
     from fuzz.targets import TARGETS
 
     return TARGETS[name]

@@ -6,7 +6,6 @@ A target raises when something that the wire protocol promises does not hold. It
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -28,8 +27,6 @@ _UNLIMITED = SessionLimits(command_rate=1e9, command_burst=10**9)
 _TOKENS = SignedTokens(b"k" * 32)
 _BOB = Principal(id="bob")
 MAX_SIZE = 64 * 1024
-
-logging.getLogger("jobqueue_broadcast").setLevel(logging.CRITICAL)
 
 
 def frames(data: bytes) -> None:

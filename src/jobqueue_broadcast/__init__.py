@@ -1,4 +1,4 @@
-"""Broadcasting for job queues: every event to every monitor and subscribed client, at once, in order.
+"""Broadcasting for job queues: each event to every monitor and subscribed client, in order.
 
 ::
 

@@ -1,7 +1,7 @@
 """A server in a process of its own that can be killed: told what to broadcast on standard input.
 
-Each line is JSON: `{"restore": [frames]}`, `{"broadcast": [frames]}` or `{"subscribe": [client, job]}`; each is
-answered with the number of events broadcast so far.
+Each line is JSON, `{"restore": [frames]}` or `{"broadcast": [frames]}`, and is answered with the
+number of events broadcast so far.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Connections that come and go leave nothing behind: no descriptor, task, index entry or byte (R9)."""
+"""Connections that come and go leave no descriptor, task, index entry or byte behind (R9)."""
 
 from __future__ import annotations
 

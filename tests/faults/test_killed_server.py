@@ -79,9 +79,10 @@ async def scenario(jobs: int, kills: int) -> None:
     gaps: list[Gap] = []
     per_life = 12 * jobs // (kills + 1) + 1
     try:
-        async with asyncio.timeout(120), connect_client(
-            url, client_id="c", backoff=QUICK
-        ) as client:
+        async with (
+            asyncio.timeout(120),
+            connect_client(url, client_id="c", backoff=QUICK) as client,
+        ):
             watching = asyncio.create_task(monitor_outcomes(url, outcomes, gaps))
             async with asyncio.TaskGroup() as tasks:
                 for job_id in work.job_ids:
@@ -96,7 +97,7 @@ async def scenario(jobs: int, kills: int) -> None:
                         server = await asyncio.to_thread(ServerProcess, port)
                         await asyncio.to_thread(server.restore, work.record)
                 await asyncio.to_thread(server.broadcast, work.next(12 * jobs))
-            while len(outcomes) < jobs:
+            while len(outcomes) < jobs:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.01)
             watching.cancel()
     finally:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from jobqueue_broadcast import JobCompleted, JobData, JobSubmitted
+from jobqueue_broadcast import Event, JobCompleted, JobData, JobSubmitted
 from jobqueue_broadcast.client import Backoff, connect_client
 from tests.faults.processes import ServerProcess
 
@@ -25,7 +25,7 @@ async def scenario(clients: int) -> None:
             connected.release()
             return await client.result(f"job-{number}")
 
-    submitted = [
+    submitted: list[Event] = [
         JobSubmitted(
             job_id=f"job-{number}",
             job_data=JobData(id=f"job-{number}", job_type="t", created_at=NOW),
@@ -33,7 +33,7 @@ async def scenario(clients: int) -> None:
         )
         for number in range(clients)
     ]
-    done = [
+    done: list[Event] = [
         JobCompleted(job_id=f"job-{number}", worker_id="w", result=number, timestamp=NOW + 1)
         for number in range(clients)
     ]

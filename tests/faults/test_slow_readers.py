@@ -1,4 +1,4 @@
-"""Peers that stop reading cost nobody else anything, and themselves a bounded outbox (R5, R6, R8)."""
+"""Peers that stop reading cost the others nothing, and the server a bounded outbox (R5, R6, R8)."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_stalled_readers_are_cut_and_the_others_get_everything(swarm: Swarm, sta
                 assert jobs == [f"job-{number}" for number in range(sent + 1)]
             # Readers that keep up are behind for moments; then nothing is kept for anybody.
             async with asyncio.timeout(60):
-                while broadcaster.stats().behind:
+                while broadcaster.stats().behind:  # noqa: ASYNC110 - there is no event for it
                     await asyncio.sleep(0.01)
             assert broadcaster.stats().outbox_bytes == 0
             print(
