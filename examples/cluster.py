@@ -153,7 +153,7 @@ def work(queue: Any, publisher: Publisher, name: str, job_id: str) -> None:
             return  # cancelled
         done = events.JobProgress(job_id=job_id, worker_id=name, progress=step / STEPS)
         publisher.publish(done)
-    # If it is killed after the first of these two, the job is done twice; its clients are told once.
+    # Killed between these two, it does the job once more; clients are told of the first end only.
     publisher.publish(events.JobCompleted(job_id=job_id, worker_id=name, result={"by": name}))
     queue.delete(JOB + job_id)
 
@@ -208,7 +208,7 @@ async def run_cluster(arguments: argparse.Namespace) -> None:
         programs = {
             "redis": (
                 redis_program(), "--port", redis_port, "--bind", "127.0.0.1", "--dir", folder,
-                "--appendonly", "yes", "--save", "", "--loglevel", "warning",
+                "--appendonly", "yes", "--save", "", "--logfile", "redis.log",
             ),
             "server 1": (*this, "--port", str(ports[0])),
             "server 2": (*this, "--port", str(ports[1])),

@@ -15,6 +15,7 @@ with the past, are left in the history that it reads from.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -281,7 +282,7 @@ class Delivery:
             subscriber.behind = True
             self._behind[subscriber] = None
             subscriber._since = self._clock.monotonic()
-            subscriber._backlog = -1
+            subscriber._backlog = sys.maxsize
 
     def drain(self, subscriber: Subscriber) -> None:
         """Write what waits for a connection until its transport is full or nothing waits."""
@@ -310,8 +311,10 @@ class Delivery:
             except Exception as error:  # noqa: BLE001 - it is logged where it is dealt with
                 self._drop_broken(subscriber, error)
                 continue
-            if backlog != subscriber._backlog:
-                subscriber._backlog = backlog
+            # Only what shrinks was taken by the peer; pongs and pings make a buffer grow.
+            shrunk = backlog < subscriber._backlog
+            subscriber._backlog = backlog
+            if shrunk:
                 subscriber._since = now
             elif now - subscriber._since >= self.stall_limit:
                 self.stalled += 1

