@@ -1,3 +1,5 @@
+from copy import copy
+
 import pytest
 
 from jobqueue_broadcast import errors
@@ -86,3 +88,20 @@ def test_what_peers_raise_says_what_happened() -> None:
     job = JobFailedError("job-1", "out of memory")
     assert (job.job_id, job.error) == ("job-1", "out of memory")
     assert str(job) == "job job-1 failed: out of memory"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectRefused(403, "no"),
+        ConnectionEnded(4401, "expired"),
+        CommandFailed("not_found", "no such job"),
+        JobFailedError("job-1", "out of memory"),
+        HookRefusal("no more today", "rate_limited"),
+    ],
+)
+def test_errors_can_be_copied_and_so_travel_between_processes(error: BroadcastError) -> None:
+    travelled = copy(error)
+    assert type(travelled) is type(error)
+    assert vars(travelled) == vars(error)
+    assert str(travelled) == str(error)

@@ -148,11 +148,12 @@ TestRouting = Routing.TestCase
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_routing_soak() -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(
-        Routing, settings=settings(max_examples=3_000, stateful_step_count=60, deadline=None)
+        Routing, settings=settings(max_examples=2_000, stateful_step_count=60, deadline=None)
     )
 
 

@@ -523,3 +523,41 @@ def test_a_job_unknown_here_is_looked_up_first() -> None:
         assert talk.connection.take() == []
     with patch.object(bench.broadcaster, "look_up", lambda _: raising(OSError("secret"))):
         assert bench.client().say(type="get_job_status", job_id="b")[0]["code"] == "internal"
+
+
+def test_a_repeated_submission_hears_of_a_hook_that_fails_after_the_reconnection() -> None:
+    bench = Bench()
+    bench.hooks["submit"] = raising(HookRefusal("no more today"))
+    command = {"type": "submit_job", "job_type": "x", "message_id": "1"}
+    first = bench.client()
+    running = first.ask(**command)
+    bench.broadcaster.remove_client("c", first.connection)
+    second = bench.client()
+    assert second.say(**command) == []  # answered by the hook that still runs
+    settle(running)
+    assert second.connection.take() == [error("forbidden", "no more today", message_id="1")]
+    assert first.connection.take() == []
+
+
+def test_a_hook_that_outlives_its_connection_answers_nobody_else() -> None:
+    bench = Bench(client_retention=0.0)
+    bench.hooks["submit"] = raising(HookRefusal("no more today"))
+    first = bench.client(ALICE)
+    running = first.ask(type="submit_job", job_type="x", message_id="1")
+    bench.broadcaster.remove_client("c", first.connection)
+    bench.clock.advance(1)
+    bench.broadcaster.tick()
+    other = bench.client(BOB)
+    settle(running)
+    assert other.connection.take() == []
+
+
+def test_submitting_a_job_that_is_followed_already_is_answered_with_its_id() -> None:
+    bench = Bench()
+    bench.hooks["submit"] = lambda *_: "a"
+    talk = bench.client()
+    first = talk.say(type="submit_job", job_type="x", message_id="1")
+    assert [frame["type"] for frame in first] == ["job_accepted"]
+    assert talk.say(type="submit_job", job_type="x", message_id="2") == [
+        {"type": "subscribed", "timestamp": NOW, "job_id": "a", "message_id": "2"}
+    ]

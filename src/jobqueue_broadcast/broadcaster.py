@@ -20,7 +20,12 @@ from jobqueue_broadcast.auth import ANONYMOUS, Principal
 from jobqueue_broadcast.backplane import Backplane, InProcessBackplane, RemoteBackplane
 from jobqueue_broadcast.catch_up import Reason
 from jobqueue_broadcast.claims import Claims
-from jobqueue_broadcast.client_format import ClientJobAccepted, has_client_format
+from jobqueue_broadcast.client_format import (
+    ClientJobAccepted,
+    client_frame,
+    has_client_format,
+    is_declared_format,
+)
 from jobqueue_broadcast.clients import Clients
 from jobqueue_broadcast.clock import Clock, SystemClock
 from jobqueue_broadcast.commands import JobInfo
@@ -44,9 +49,6 @@ from jobqueue_broadcast.errors import (
 from jobqueue_broadcast.event_types import decode_event
 from jobqueue_broadcast.events import (
     Event,
-    JobCompleted,
-    JobEvent,
-    JobFailed,
     encode,
     stamped,
 )
@@ -57,7 +59,7 @@ from jobqueue_broadcast.history import History, Record
 from jobqueue_broadcast.job_states import JobState, JobStates
 from jobqueue_broadcast.monitors import Monitors
 from jobqueue_broadcast.positions import Position
-from jobqueue_broadcast.predicates import Filters, Subscription
+from jobqueue_broadcast.predicates import Filters, Subscription, is_job_event
 from jobqueue_broadcast.revocations import Revocations
 from jobqueue_broadcast.stats import BroadcasterStats
 from jobqueue_broadcast.topics import event_topics
@@ -196,7 +198,8 @@ class EventBroadcaster:
         what it holds must not be changed afterwards.
 
         Raises:
-            InvalidArgument: Not an `Event`, not declared, or with values that JSON cannot hold.
+            InvalidArgument: Not an `Event`, not declared, or with values that JSON cannot hold; or
+                its declared client format failed.
             WrongThread: Called beside the event loop's thread; use `broadcast_threadsafe`.
             BackplaneFull: The backplane is away and its queue is full.
         """
@@ -578,6 +581,8 @@ class EventBroadcaster:
     def _prepared(self, event: Event) -> tuple[bytes, Event]:
         event_topics(_checked(event))
         event = stamped(event, self.clock.now_ms())
+        if is_declared_format(event):
+            encode(client_frame(event))  # raises here what would else be found at delivery
         return encode(event), event
 
     def _publish(self, payload: bytes, event: Event) -> None:
@@ -596,14 +601,14 @@ class EventBroadcaster:
         self.monitors.deliver(record, event_topics(event))
         if told and has_client_format(event):
             taken = self.clients.deliver(record)
-            if isinstance(event, JobCompleted | JobFailed) and not taken:
+            if event.is_outcome and not taken:
                 self._undelivered.add(event, self.clock.monotonic())
         if state is not None:
             self._keep_bounds()
 
     def _fold(self, event: Event) -> tuple[JobState | None, bool]:
         """Take an event into the states; say whether clients are to be told."""
-        if not isinstance(event, JobEvent):
+        if not is_job_event(event):
             self._full_state.take(event)
             return None, False
         state, told = self.jobs.take(event)

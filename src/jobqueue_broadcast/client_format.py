@@ -36,6 +36,7 @@ __all__ = [
     "add_client_format",
     "client_frame",
     "has_client_format",
+    "is_declared_format",
 ]
 
 
@@ -141,6 +142,8 @@ _FORMATS: dict[type[Event], ClientFormat] = {
     JobFailed: _failed,
 }
 
+_DECLARED: set[type[Event]] = set()
+
 
 def has_client_format(event: Event | type[Event]) -> bool:
     """Tell whether clients can be told of this kind of event at all."""
@@ -152,9 +155,15 @@ def client_frame(event: JobEvent) -> Struct:
 
     Raises:
         KeyError: The event's class has no client format; ask `has_client_format` first.
-        InvalidArgument: A host's client format returned something else than a struct.
+        InvalidArgument: A host's client format raised, or returned something else than a struct.
     """
-    frame = _FORMATS[type(event)](event)
+    make = _FORMATS[type(event)]
+    try:
+        frame = make(event)
+    except Exception as error:
+        raise InvalidArgument(
+            f"client_format of {type(event).__name__} raised {error!r}"
+        ) from error
     if not isinstance(frame, Struct):
         raise InvalidArgument(
             f"client_format of {type(event).__name__}: expected it to return a msgspec.Struct, "
@@ -163,6 +172,12 @@ def client_frame(event: JobEvent) -> Struct:
     return frame
 
 
+def is_declared_format(event: Event) -> bool:
+    """Tell whether the client format of an event is a host's, and may fail."""
+    return type(event) in _DECLARED
+
+
 def add_client_format(cls: type[JobEvent], make: ClientFormat) -> None:
     """Enter a host's event class and the constructor of its client frame into the table."""
     _FORMATS[cls] = make
+    _DECLARED.add(cls)

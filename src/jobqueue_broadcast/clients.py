@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator
 from typing import Literal, cast
 
@@ -13,8 +14,8 @@ from jobqueue_broadcast.client_format import ClientJobAccepted, client_frame, ha
 from jobqueue_broadcast.clock import Clock
 from jobqueue_broadcast.commands import ConnectionEstablished, ResyncRequired
 from jobqueue_broadcast.delivery import Delivery, Group, Subscriber
-from jobqueue_broadcast.errors import CloseCode, IdTaken
-from jobqueue_broadcast.events import JobCompleted, JobEvent, JobFailed, encode
+from jobqueue_broadcast.errors import CloseCode, IdTaken, InvalidArgument
+from jobqueue_broadcast.events import JobEvent, encode
 from jobqueue_broadcast.frames import Connection, Frame, reply_frame
 from jobqueue_broadcast.history import History, Record
 from jobqueue_broadcast.job_states import JobStates
@@ -23,6 +24,8 @@ from jobqueue_broadcast.subscriptions import Client, JobIndex, OnChange
 from jobqueue_broadcast.undelivered import UndeliveredOutcomes
 
 __all__ = ["Clients"]
+
+logger = logging.getLogger("jobqueue_broadcast")
 
 # A peer that reconnects repeats what was not answered; nobody has more submissions under way.
 _SUBMISSIONS = 64
@@ -220,6 +223,8 @@ class Clients:
                 continue
             if plain is None:
                 plain = self._event_frame(event)
+                if plain is None:
+                    return False
             if subscriber.group.positions:
                 if positioned is None:
                     positioned = Frame(with_position(plain.payload, self._history.position), event)
@@ -362,11 +367,13 @@ class Clients:
             since = client.jobs.get(event.job_id)
             if since is None or since[0] >= record.sequence:
                 return None
-            if isinstance(event, JobCompleted | JobFailed):
+            if event.is_outcome:
                 self._undelivered.taken(event.job_id)
-            payload = self._event_frame(event).payload
+            frame = self._event_frame(event)
+            if frame is None:
+                return None
             at = Position(self._history.epoch, record.sequence)
-            return Frame(with_position(payload, at), event)
+            return Frame(with_position(frame.payload, at), event)
 
         def restart(reason: Reason) -> list[Frame]:
             for job_id in client.jobs:
@@ -407,6 +414,14 @@ class Clients:
                 frames.append(reply_frame(client_frame(state.ended_by)))
         return frames
 
-    def _event_frame(self, event: JobEvent) -> Frame:
+    def _event_frame(self, event: JobEvent) -> Frame | None:
+        """Return what clients are told of an event; nothing when a host's format fails.
+
+        `broadcast` has tried that format and would have raised; this event is another node's.
+        """
         self.encodings += 1
-        return Frame(encode(client_frame(event)), event)
+        try:
+            return Frame(encode(client_frame(event)), event)
+        except InvalidArgument:
+            logger.exception("clients are not told of %s", type(event).__name__)
+            return None

@@ -107,9 +107,12 @@ class HookRefusal(BroadcastError):
         error: str,
         code: Literal["invalid_field", "not_found", "forbidden", "rate_limited"] = "forbidden",
     ) -> None:
-        super().__init__(error)
+        super().__init__(error, code)
         self.error = error
         self.code: Literal["invalid_field", "not_found", "forbidden", "rate_limited"] = code
+
+    def __str__(self) -> str:
+        return self.error
 
 
 class IdTaken(BroadcastError):
@@ -136,33 +139,45 @@ class ConnectRefused(PeerError):
     """The server refused the handshake with an HTTP status that retrying will not change."""
 
     def __init__(self, status: int, reason: str) -> None:
-        super().__init__(f"the server refused the connection with HTTP {status}: {reason}")
+        super().__init__(status, reason)
         self.status = status
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the server refused the connection with HTTP {self.status}: {self.reason}"
 
 
 class ConnectionEnded(PeerError):
     """The connection was closed with a code that says "do not reconnect"."""
 
     def __init__(self, code: int, reason: str) -> None:
-        super().__init__(f"the server closed the connection with code {code}: {reason}")
+        super().__init__(code, reason)
         self.code = code
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the server closed the connection with code {self.code}: {self.reason}"
 
 
 class CommandFailed(PeerError):
     """The server answered a command with an `error` frame."""
 
     def __init__(self, code: str, error: str) -> None:
-        super().__init__(f"{code}: {error}")
+        super().__init__(code, error)
         self.code = code
         self.error = error
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.error}"
 
 
 class JobFailedError(PeerError):
     """The awaited job failed."""
 
     def __init__(self, job_id: str, error: str) -> None:
-        super().__init__(f"job {job_id} failed: {error}")
+        super().__init__(job_id, error)
         self.job_id = job_id
         self.error = error
+
+    def __str__(self) -> str:
+        return f"job {self.job_id} failed: {self.error}"

@@ -171,12 +171,17 @@ class Event(_Checked, frozen=True, kw_only=True, tag_field="type"):
 
     # Other times of the same moment, filled in like `timestamp` when left at 0.
     also_stamped: ClassVar[tuple[str, ...]] = ()
+    # Read in place of `isinstance`, which takes ten times as long with the metaclass of structs.
+    about_job: ClassVar[bool] = False
+    is_outcome: ClassVar[bool] = False
 
     timestamp: Milliseconds = 0
 
 
 class JobEvent(Event, frozen=True, kw_only=True):
     """Something that happened to one job; clients subscribed to `job_id` may hear of it."""
+
+    about_job: ClassVar[bool] = True
 
     job_id: Id
 
@@ -231,6 +236,7 @@ class JobCompleted(JobEvent, frozen=True, kw_only=True, tag="complete_job"):
     """A job ended well. `result` is any value that can be written as JSON."""
 
     also_stamped: ClassVar[tuple[str, ...]] = ("completed_at",)
+    is_outcome: ClassVar[bool] = True
 
     worker_id: Id
     result: Any = UNSET
@@ -241,6 +247,7 @@ class JobFailed(JobEvent, frozen=True, kw_only=True, tag="job_failed"):
     """A job ended badly, for the reason in `error`."""
 
     also_stamped: ClassVar[tuple[str, ...]] = ("failed_at",)
+    is_outcome: ClassVar[bool] = True
 
     error: str
     worker_id: Id | UnsetType = UNSET

@@ -73,7 +73,7 @@ class TextWire:
         return tuple(packed)
 
 
-class Frame:
+class Frame(Struct, gc=False, eq=False):
     """One JSON object on its way out, packed at most once per wire.
 
     Args:
@@ -82,15 +82,13 @@ class Frame:
             reply, which nothing replaces.
     """
 
-    __slots__ = ("_more", "_packed", "_wire", "event", "payload")
-
-    def __init__(self, payload: bytes, event: Event | None = None) -> None:
-        self.payload = payload
-        self.event = event
-        self._wire: Wire | None = None
-        self._packed: Any = None
-        # Few hosts have connections of two kinds; the dictionary is made for those alone.
-        self._more: dict[Wire, Any] | None = None
+    payload: bytes
+    event: Event | None = None
+    # `Any`, because structs look their annotations up, and a Protocol is no type to them.
+    _wire: Any = None
+    _packed: Any = None
+    # Few hosts have connections of two kinds; the dictionary is made for those alone.
+    _more: dict[Any, Any] | None = None
 
     def packed(self, wire: Wire) -> Any:
         """Return the frame packed for a wire."""

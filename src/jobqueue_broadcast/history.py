@@ -21,7 +21,7 @@ class Trimmed(Exception):
     """Events after the asked position are no longer retained."""
 
 
-class Record(Struct, gc=False):
+class Record(Struct, frozen=True, gc=False, eq=False):
     """One retained event. Not part of any cycle, so the garbage collector need not look at it.
 
     Attributes:

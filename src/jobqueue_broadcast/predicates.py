@@ -155,7 +155,7 @@ def should_client_receive_event(subscribed_jobs: Collection[str], event: Event) 
 
 def is_job_event(event: Event) -> TypeIs[JobEvent]:
     """Tell whether an event is about one job."""
-    return isinstance(event, JobEvent)
+    return event.about_job
 
 
 def worker_of(event: Event) -> str | None:

@@ -281,6 +281,7 @@ class Session:
                 expected = "submit: expected a job id of 1 to 128 characters"
                 failed(TypeError(f"{expected}, got {job_id!r}"))
                 return
+            known = self._follows_accepted(job_id)
             try:
                 self.broadcaster.accept_job(job_id, self.subscriber.principal, client_id)
             except InvalidArgument as error:
@@ -288,6 +289,9 @@ class Session:
                 return
             if message_id is not UNSET:
                 submissions[message_id] = job_id
+            if known:
+                # Told of its acceptance long ago, and never twice: this says which job it is.
+                self._reply(self._subscribed(job_id, message_id))
 
         def failed(error: Exception) -> None:
             if message_id is not UNSET:
@@ -295,6 +299,18 @@ class Session:
             self._hook_failed(error, message_id)
 
         return Ask(lambda: submit(command, self.subscriber.principal), answered, failed)
+
+    def _follows_accepted(self, job_id: str) -> bool:
+        state = self.broadcaster.jobs.get(job_id)
+        return (
+            state is not None
+            and state.accepted_at is not None
+            and job_id in self.broadcaster.clients.jobs_of(self.subscriber.id)
+        )
+
+    def _subscribed(self, job_id: str, message_id: str | UnsetType) -> JobSubscribed:
+        now = self.broadcaster.clock.now_ms()
+        return JobSubscribed(timestamp=now, job_id=job_id, message_id=message_id)
 
     def _tell_submitted(self, job_id: str, message_id: str) -> None:
         if self.broadcaster.jobs.get(job_id) is None:
@@ -308,11 +324,7 @@ class Session:
             if self.broadcaster.jobs.was_forgotten(command.job_id):
                 self._error("not_found", _NOT_FOUND, command.message_id)
             elif not self._is_full(command.message_id):
-                reply = JobSubscribed(
-                    timestamp=self.broadcaster.clock.now_ms(),
-                    job_id=command.job_id,
-                    message_id=command.message_id,
-                )
+                reply = self._subscribed(command.job_id, command.message_id)
                 self.broadcaster.clients.subscribe(self.subscriber.id, command.job_id, [reply])
                 self.broadcaster.delivery.settle()
 
@@ -414,7 +426,7 @@ class Session:
             return None
 
         def refused(error: Exception) -> None:
-            # Not `internal`: a hook that fails only for jobs it does not know would tell them apart.
+            # Not `internal`: a hook that fails for the jobs it does not know would tell them apart.
             logger.error("authorize failed for %r", self.subscriber, exc_info=error)
             self._error("not_found", _NOT_FOUND, command.message_id)
 
@@ -450,12 +462,26 @@ class Session:
     def _reply(self, reply: Struct) -> None:
         """Answer in order: after the past, if the connection catches up, and earlier answers."""
 
+        subscriber = self._present()
+
         def send() -> None:
-            self.broadcaster.delivery.send_to(self.subscriber, [reply_frame(reply)])
+            self.broadcaster.delivery.send_to(subscriber, [reply_frame(reply)])
             self.broadcaster.delivery.settle()
 
-        if self.subscriber.connected:
-            self.subscriber.when_caught_up(send)
+        if subscriber.connected:
+            subscriber.when_caught_up(send)
+
+    def _present(self) -> Subscriber:
+        """Return the connection to answer on: this one, or the one its client came back with.
+
+        A hook may outlive its connection; the client that asks again is answered by it.
+        """
+        subscriber = self.subscriber
+        if subscriber.connected or subscriber.kind == "monitor":
+            return subscriber
+        present = self.broadcaster.clients.get(subscriber.id)
+        same = present is not None and present.principal.id == subscriber.principal.id
+        return present if present is not None and same else subscriber
 
     def _close(self, code: CloseCode, reason: str) -> None:
         self.broadcaster.delivery.close(self.subscriber, code, reason)

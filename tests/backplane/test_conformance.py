@@ -5,8 +5,8 @@ from uuid import uuid4
 import pytest
 
 from jobqueue_broadcast.backplane import Backplane, InProcessBackplane, Receiver, RemoteBackplane
-from jobqueue_broadcast.testing.backplanes import CHECKS, check_backplane
 from jobqueue_broadcast.backplane.redis import RedisBackplane
+from jobqueue_broadcast.testing.backplanes import CHECKS, check_backplane
 from tests.backplane.cluster import QUICK
 from tests.backplane.servers import RedisServer
 

@@ -154,7 +154,9 @@ class ClientPeer(Peer):
             requirements=UNSET if requirements is None else requirements,
             **workflow,
         )
-        return cast(str, await self._ask(self._submissions, message_id, command))
+        answer = await self._ask(self._submissions, message_id, command)
+        # A job this client follows already is not accepted again; the server says which it is.
+        return answer.job_id if isinstance(answer, JobSubscribed) else cast(str, answer)
 
     async def subscribe(self, job_id: str) -> None:
         """Subscribe to a job; `watch` and `result` do that by themselves.
