@@ -181,8 +181,10 @@ def serve(
         broadcaster: What is broadcast.
         host: The interface to listen on.
         port: The TCP port; 0 takes a free one, found in `BroadcastServer.port`.
-        authenticate, authorize, submit, cancel, origins, connection_limits, session_limits,
-            trusted_proxies, close_timeout, tick_interval, direct: See `WebSocketEndpoint`.
+        authenticate: Says who a peer is; this and the arguments that are not described here
+            (`authorize`, `submit`, `cancel`, `origins`, `connection_limits`, `session_limits`,
+            `trusted_proxies`, `close_timeout`, `tick_interval`, `direct`) are those of
+            `WebSocketEndpoint`.
         allow_anonymous: Whether to listen beyond the loopback interface without `authenticate`.
         dashboard: Whether to serve the dashboard page at `/`.
         compression: Whether to agree to permessage-deflate, without context takeover.
