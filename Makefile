@@ -6,6 +6,8 @@ VENV         ?= .venv
 # What the tests run against: `editable` (the source tree) or `wheel` (what users will install).
 INSTALL      ?= editable
 PYTEST_FLAGS ?=
+# Most tests wait for another process, so there are more of them than cores.
+TEST_JOBS    ?= 4
 FUZZ_SECONDS ?= 60
 DEMO_FLAGS   ?=
 BENCH_FLAGS  ?=
@@ -37,7 +39,7 @@ demo-cluster: $(INSTALLED) $(GROUP)redis-server ## Run two servers and two worke
 	@$(PY) examples/cluster.py $(DEMO_FLAGS)
 
 test: $(INSTALLED) $(GROUP)test ## Run all tests, and say which were skipped and why
-	$(PY) -m pytest -rs $(PYTEST_FLAGS)
+	$(PY) -m pytest -rs -n $(TEST_JOBS) --dist worksteal $(PYTEST_FLAGS)
 
 test-core: $(INSTALLED) $(GROUP)test-core ## Run the tests that open no socket: seconds
 	$(PY) -m pytest -rs $(PYTEST_FLAGS) tests/test_*.py

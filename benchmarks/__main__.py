@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -20,6 +21,8 @@ from benchmarks.results import Goal, Results
 from benchmarks.scenarios import Bench, Settings
 
 ALL = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8")
+REDIS = "REDIS"
+SCENARIOS = (*ALL, REDIS)
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
 
 
@@ -41,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks", description="Measure S1 to S8 beside peers, in one run."
     )
     parser.add_argument("--quick", action="store_true", help="small and short: is all well?")
-    parser.add_argument("--only", default=",".join(ALL), help="such as S1,S3")
+    parser.add_argument("--only", default=",".join(SCENARIOS), help="such as S1,S3,redis")
     parser.add_argument("--connections", type=int, help="to each server (2000)")
     parser.add_argument("--runs", type=int, help="of each figure, in turns (5)")
     parser.add_argument("--json", type=Path, help="keep the results in this file")
@@ -63,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
 def _measure(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
     wanted = {name.strip().upper() for name in arguments.only.split(",")}
-    if unknown := sorted(wanted - set(ALL)):
-        raise SystemExit(f"--only: expected some of {', '.join(ALL)}, got {', '.join(unknown)}")
+    if unknown := sorted(wanted - set(SCENARIOS)):
+        raise SystemExit(
+            f"--only: expected some of {', '.join(SCENARIOS)}, got {', '.join(unknown)}"
+        )
     if arguments.install_peers:
         install_peers()
     results = Results(
@@ -97,6 +102,20 @@ def measure(settings: Settings, wanted: set[str], results: Results) -> None:
             scenario()
     if "S5" in wanted:
         _core(settings, results)
+    if REDIS in wanted:
+        _through_redis(settings, results)
+
+
+def _through_redis(settings: Settings, results: Results) -> None:
+    _tell(REDIS)
+    if importlib.util.find_spec("redis") is None:
+        results.absent["Redis"] = "redis is not installed"
+        return
+    # Only here: all the rest works without the package.
+    from benchmarks import redis_path
+
+    events = max(settings.core // 5, 1_000)
+    redis_path.measure(results, events=events, paced=events // 20, runs=settings.runs)
 
 
 def _core(settings: Settings, results: Results) -> None:
@@ -167,7 +186,7 @@ def _allow_files(connections: int) -> None:
 
 def _machine() -> dict[str, str]:
     found = {
-        "": f"{_cpu_model()} ({os.cpu_count()} cores),",
+        "CPU:": f"{_cpu_model()} ({os.cpu_count()} cores)",
         "Linux": platform.release(),
         "Python": platform.python_version(),
     }

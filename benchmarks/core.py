@@ -63,9 +63,11 @@ def population(count: int) -> tuple[EventBroadcaster, list[JobProgress], float, 
     clients = [f"client-{number}" for number in range(count)]
     jobs = [[f"job-{client}-{n}" for n in range(JOBS_EACH)] for client in range(count)]
     broadcaster, per_client, per_subscription = populated(clients, jobs)
-    chosen = random.sample(range(count), min(count, _EVENTS))
+    # As many different jobs in either population: it is the index that is asked about.
+    chosen = random.sample(range(count * JOBS_EACH), min(count * JOBS_EACH, _EVENTS))
     events = [
-        JobProgress(job_id=jobs[n][n % JOBS_EACH], worker_id="w", progress=0.25) for n in chosen
+        JobProgress(job_id=jobs[n // JOBS_EACH][n % JOBS_EACH], worker_id="w", progress=0.25)
+        for n in chosen
     ]
     for event in events:
         broadcaster.broadcast(event)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -24,6 +25,7 @@ from typing import Any
 import redis
 import redis.asyncio
 
+from benchmarks.programs import ROOT
 from benchmarks.results import Results
 from jobqueue_broadcast import EventBroadcaster, JobProgress
 from jobqueue_broadcast.backplane.redis import Publisher, RedisBackplane
@@ -35,11 +37,15 @@ OURS, FLOOR = "jobqueue-broadcast", "bare XADD and XREAD"
 EACH = "time per event, published and delivered"
 CPU_EACH = "CPU per event, published and delivered"
 MIDDLE, LATE = "published → delivered, p50", "published → delivered, p99"
+OTHERS = "CPU per event that others published"
+APPENDED, READ = "Redis's CPU per event appended", "Redis's CPU per event read"
 ONE_BY_ONE = "time per event of Publisher, one at a time"
 
+_UNITS = {EACH: "µs", ONE_BY_ONE: "µs", MIDDLE: "ms", LATE: "ms"}
 _BATCH = 256
 _RETAINED = 100_000
 _IN_FLIGHT = 4_096
+_PATIENCE = 60.0  # seconds; what has not come then was lost
 _PACE = 0.002  # seconds between two events whose latency is measured
 
 
@@ -91,9 +97,10 @@ class Counting:
     async def wait(self, frames: int) -> None:
         """Return when there are so many in all."""
         self._wanted = frames
-        while self.frames < frames:
-            self._enough.clear()
-            await self._enough.wait()
+        async with asyncio.timeout(_PATIENCE):
+            while self.frames < frames:
+                self._enough.clear()
+                await self._enough.wait()
 
     def write(self, batch: Any, /) -> None:
         count = len(batch)
@@ -144,6 +151,14 @@ class Node:
                 await self.monitor.wait(began + number - _IN_FLIGHT)
         await self.monitor.wait(began + count)
 
+    async def follow(self, url: str, count: int) -> None:
+        """Deliver what another process publishes."""
+        began = self.monitor.frames
+        command = [sys.executable, "-m", "benchmarks.redis_path", "publish", url, str(count)]
+        other = await asyncio.create_subprocess_exec(*command)
+        await self.monitor.wait(began + count)
+        await other.wait()
+
     async def latencies(self, count: int) -> list[float]:
         began = self.monitor.frames
         arrived = self.monitor.arrived = []
@@ -157,15 +172,20 @@ class Node:
         return [there - here for here, there in zip(sent, arrived, strict=True)]
 
 
+def _as_it_is(answer: Any, **_: Any) -> Any:
+    return answer
+
+
 class Floor:
     """What it is held against: one connection that appends, and one that reads."""
 
     def __init__(self, url: str) -> None:
         self._writing: Any = redis.asyncio.Redis.from_url(url, protocol=2)
         self._reading: Any = redis.asyncio.Redis.from_url(url, protocol=2)
+        client: Any
         for client in (self._writing, self._reading):
             for name in ("XADD", "XREAD"):
-                client.set_response_callback(name, lambda answer, **_: answer)
+                client.set_response_callback(name, _as_it_is)
         self._last: bytes = b"0-0"
 
     @asynccontextmanager
@@ -214,6 +234,22 @@ class Floor:
         await asyncio.gather(*appending)
         return [there - here for here, there in zip(sent, await reading, strict=True)]
 
+    async def redis_cpu(self) -> float:
+        """Return the CPU seconds Redis has used so far."""
+        info = await self._writing.info("cpu")
+        return float(info["used_cpu_user"] + info["used_cpu_sys"])
+
+    async def apart(self, count: int) -> tuple[float, float]:
+        """Return Redis's CPU µs per event appended, and per event read."""
+        payloads = [encode(stamped(event_of(number), 1_700_000_000_000)) for number in range(count)]
+        began = await self.redis_cpu()
+        for at in range(0, count, _BATCH):
+            await self.append(payloads[at : at + _BATCH])
+        appended = await self.redis_cpu()
+        await self.read(count)
+        read = await self.redis_cpu()
+        return (appended - began) / count * 1e6, (read - appended) / count * 1e6
+
 
 Work = Callable[[int], Awaitable[None]]
 
@@ -245,7 +281,25 @@ async def _run(url: str, events: int, paced: int, runs: int) -> dict[str, Any]:
                     (LATE, latencies[int(len(latencies) * 0.99)] * 1e3),
                 ):
                     values.setdefault(what, []).append(value)
+            if run >= 0:
+                _, cpu = await _timed(lambda count: node.follow(url, count), events)
+                found[OURS].setdefault(OTHERS, []).append(cpu)
+                for what, value in zip((APPENDED, READ), await floor.apart(events), strict=True):
+                    found[FLOOR].setdefault(what, []).append(value)
     return found
+
+
+async def _publish(url: str, count: int) -> None:
+    """Publish from this process, and deliver to nobody."""
+    backplane = RedisBackplane(url, prefix="bench", retained=_RETAINED)
+    broadcaster = EventBroadcaster(backplane=backplane)
+    async with backplane:
+        await backplane.wait_ready()
+        for number in range(count):
+            broadcaster.broadcast(event_of(number))
+            if number % _BATCH == 0:
+                await backplane.flush(_PATIENCE)
+        await backplane.flush(_PATIENCE)
 
 
 def _publisher(url: str, events: int) -> float:
@@ -265,11 +319,15 @@ def measure(results: Results, *, events: int, paced: int, runs: int) -> None:
         return
     command = [sys.executable, "-m", "benchmarks.redis_path", program]
     ran = subprocess.run(
-        [*command, str(events), str(paced), str(runs)], stdout=subprocess.PIPE, check=True
+        [*command, str(events), str(paced), str(runs)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.PIPE,
+        check=True,
     )
     for who, values in json.loads(ran.stdout).items():
         for what, found in values.items():
-            unit = {MIDDLE: "ms", LATE: "ms", CPU_EACH: "CPU µs"}.get(what, "µs")
+            unit = _UNITS.get(what, "CPU µs")
             for value in found:
                 results.add(SCENARIO, what, who, unit, value)
     for what in (EACH, CPU_EACH):
@@ -278,6 +336,9 @@ def measure(results: Results, *, events: int, paced: int, runs: int) -> None:
 
 
 def main() -> None:
+    if sys.argv[1] == "publish":
+        asyncio.run(_publish(sys.argv[2], int(sys.argv[3])))
+        return
     program, events, paced, runs = sys.argv[1], *map(int, sys.argv[2:])
     with redis_server(program) as url:
         found = asyncio.run(_run(url, events, paced, runs))

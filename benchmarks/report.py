@@ -18,6 +18,7 @@ TITLES = {
     "S6": "events to one client each",
     "S7": "sustained overload",
     "S8": "resume over retained events",
+    "REDIS": "through Redis to one node",
     "memory": "memory of what the core keeps",
 }
 _BEGIN = "<!-- benchmarks: begin -->"
@@ -52,17 +53,18 @@ def goal_rows(results: Results) -> list[list[str]]:
         [
             goal.scenario,
             goal.text,
-            *_spread(goal.reached, goal.median),
-            f"{'≥' if goal.at_least else '≤'} {_bound(goal)}",
+            _ratio(goal.median),
+            f"{number(min(goal.reached))}–{number(max(goal.reached))}",
+            f"{'≥' if goal.at_least else '≤'} {_ratio(goal.limit)}",
             "met" if goal.met else "missed",
         ]
         for goal in results.goals
     ]
 
 
-def _bound(goal: Goal) -> str:
-    whole = round(1 / goal.limit, 2) if 0 < goal.limit < 1 else 0
-    return f"{number(goal.limit)} (1/{whole:g})" if whole > 1.5 else number(goal.limit)
+def _ratio(value: float) -> str:
+    """Return a ratio, a small one also as a fraction of one."""
+    return f"{number(value)} (1/{1 / value:.3g})" if 0 < value < 0.5 else number(value)
 
 
 def reading_rows(results: Results) -> list[list[str]]:

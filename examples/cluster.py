@@ -82,7 +82,7 @@ class JobQueue:
         if not await self.queue.delete(JOB + job_id):
             raise HookRefusal("no such job, or it has ended", "not_found")
         job = self.broadcaster.job(job_id)
-        old = job.status if job else "pending"
+        old: Any = job.status if job else "pending"
         self.broadcaster.broadcast(
             events.JobStatusChanged(job_id=job_id, old_status=old, new_status="cancelled")
         )
@@ -200,9 +200,8 @@ async def run_cluster(arguments: argparse.Namespace) -> None:
         ports = [arguments.port, arguments.port + 1]
     redis_port = str(arguments.redis_port or free_port())
     url = f"redis://127.0.0.1:{redis_port}"
-    this = (sys.executable, __file__, "--redis", url)
-    if not arguments.simulation:
-        this += ("--no-simulation",)
+    quiet = [] if arguments.simulation else ["--no-simulation"]
+    this = [sys.executable, __file__, "--redis", url, *quiet]
     with tempfile.TemporaryDirectory() as folder:
         # fmt: off
         programs = {

@@ -86,8 +86,8 @@ def backplane(data: bytes) -> None:
     broadcaster = EventBroadcaster(clock=ManualClock())
     connection = RecordingConnection()
     broadcaster.add_monitor("m", connection, resume="new")
-    broadcaster.receive(1, data)
-    broadcaster.receive(2, b'{"type":"job_submitted"')
+    broadcaster.intake.receive(1, data)
+    broadcaster.intake.receive(2, b'{"type":"job_submitted"')
     before = broadcaster.stats()
     broadcaster.broadcast(JobProgress(job_id="j", worker_id="w", progress=0.5))
     assert broadcaster.stats().events_total == before.events_total + 1

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from jobqueue_broadcast.auth import ANONYMOUS, Principal
-from jobqueue_broadcast.backplane import Claim, InProcessBackplane, Receiver, RemoteBackplane
+from jobqueue_broadcast.backplane import Claim, InProcessBackplane, RemoteBackplane
 from jobqueue_broadcast.broadcaster import EventBroadcaster
 from jobqueue_broadcast.clock import SystemClock
-from jobqueue_broadcast.control import JobAccepted, PeerReplaced, PrincipalRevoked
+from jobqueue_broadcast.control import PeerReplaced, PrincipalRevoked
 from jobqueue_broadcast.errors import (
     BackplaneFull,
     IdTaken,
@@ -21,6 +21,7 @@ from jobqueue_broadcast.errors import (
     UndeclaredEvent,
     WrongThread,
 )
+from jobqueue_broadcast.event_types import declare_event
 from jobqueue_broadcast.events import (
     Event,
     JobCompleted,
@@ -30,15 +31,13 @@ from jobqueue_broadcast.events import (
     JobProgress,
     JobStatusChanged,
     JobSubmitted,
-    SystemCounts,
-    SystemStats,
     WorkerConnected,
     WorkerData,
     encode,
 )
 from jobqueue_broadcast.positions import Position
 from jobqueue_broadcast.testing import ManualClock, RecordingConnection
-from tests.doubles import BrokenConnection, HandLoop, SlowConnection
+from tests.doubles import BrokenConnection, HandLoop, LogBackplane, SharedIds, SlowConnection
 
 NOW = 1_642_700_000_000
 ALICE = Principal(id="alice")
@@ -48,30 +47,20 @@ class Undeclared(Event, frozen=True, kw_only=True, tag="undeclared_of_test_broad
     """Never declared."""
 
 
-class LogBackplane:
-    """Keeps what is published until the test gives it back, to every node, in one order."""
+class StepFrame(msgspec.Struct, tag_field="type", tag="step_of_test_broadcaster"):
+    timestamp: int
 
-    def __init__(self) -> None:
-        self.receivers: list[Receiver] = []
-        self.published: list[bytes] = []
-        self.sequence = 0
-        self.full = False
 
-    def attach(self, receiver: Receiver) -> None:
-        self.receivers.append(receiver)
-        receiver.restart("log", 0)
+def step_frame(step: "Step") -> StepFrame:
+    if not step.good:
+        raise ValueError("not good")
+    return StepFrame(step.timestamp)
 
-    def publish(self, payload: bytes) -> None:
-        if self.full:
-            raise BackplaneFull("full")
-        self.published.append(bytes(payload))
 
-    def give_back(self) -> None:
-        published, self.published = self.published, []
-        for payload in published:
-            self.sequence += 1
-            for receiver in self.receivers:
-                receiver.receive(self.sequence, payload)
+@declare_event(topics=["steps_of_test_broadcaster"], client_format=step_frame)
+class Step(JobEvent, frozen=True, kw_only=True, tag="step_of_test_broadcaster"):
+    job_id: str
+    good: bool
 
 
 def made(**options: Any) -> tuple[EventBroadcaster, ManualClock]:
@@ -130,6 +119,15 @@ def test_what_is_no_event_is_refused_at_the_call(event: Any, error: type[Excepti
     with pytest.raises(error):
         broadcaster.broadcast(event)
     assert broadcaster.stats().events_total == 0
+
+
+def test_a_declared_client_format_that_fails_is_refused_at_the_call() -> None:
+    broadcaster, _ = made()
+    with pytest.raises(InvalidArgument, match="client_format of Step raised"):
+        broadcaster.broadcast(Step(job_id="a", good=False))
+    assert broadcaster.stats().events_total == 0
+    broadcaster.broadcast(Step(job_id="a", good=True))
+    assert broadcaster.stats().events_total == 1
 
 
 @pytest.mark.parametrize("limit", ["history_limit", "job_retention", "outbox_limit"])
@@ -449,74 +447,6 @@ def test_connects_and_disconnects_leave_no_bytes_behind_soak() -> None:
 # --- backplanes -----------------------------------------------------------------------------------
 
 
-def test_every_node_delivers_what_it_reads_back_in_one_order() -> None:
-    log = LogBackplane()
-    nodes = [made(backplane=log)[0] for _ in range(2)]
-    monitors = [RecordingConnection() for _ in nodes]
-    for node, monitor in zip(nodes, monitors, strict=True):
-        node.add_monitor("m", monitor, resume="new")
-    nodes[0].broadcast(progress("a"))
-    nodes[1].broadcast(progress("b"))
-    nodes[0].revoke("nobody")
-    assert types(monitors[0]) == ["connected"]
-    log.give_back()
-    assert [frame["position"] for frame in monitors[0].frames] == ["log:0", "log:1", "log:2"]
-    assert monitors[0].payloads == monitors[1].payloads
-    assert nodes[0].is_revoked(Principal(id="nobody"))
-
-
-def test_a_poisoned_payload_is_dropped_and_counted() -> None:
-    broadcaster, _ = made()
-    for payload in (
-        b"",
-        b"\xff",
-        b"[]",
-        b'{"type":"job_failed"}',
-        b'{"type":"$nonsense"}',
-        b'{"type":"$job_accepted","job_id":1}',
-        encode(Undeclared()),
-        b"[" * 100_000,
-    ):
-        broadcaster.receive(1, payload)
-        broadcaster.replay(1, payload)
-        broadcaster.recall(payload)
-    assert broadcaster.stats().poisoned_total == 24
-    assert broadcaster.stats().events_total == 0
-
-
-def test_what_was_missed_is_learned_and_those_connected_are_told() -> None:
-    broadcaster, _ = made()
-    client, monitor = RecordingConnection(), RecordingConnection()
-    broadcaster.add_client("c", client)
-    broadcaster.add_monitor("m", monitor)
-    for job_id in ("a", "b", "c"):
-        broadcaster.subscribe_client_to_job("c", job_id)
-    broadcaster.replay(7, encode(submitted("a", 1)))
-    broadcaster.replay(8, encode(progress("b", 2)))
-    broadcaster.replay(
-        9,
-        encode(
-            WorkerConnected(
-                worker_id="w",
-                machine_id="m",
-                timestamp=1,
-                worker_data=WorkerData(id="w", status="idle", connected_at=1),
-            )
-        ),
-    )
-    accepted = JobAccepted(job_id="c", owner="alice", timestamp=3)
-    broadcaster.replay(10, encode(accepted))
-    broadcaster.recall(encode(accepted))
-    broadcaster.recall(encode(completed("a", 4)))
-    broadcaster.replay(11, encode(PrincipalRevoked(principal_id="bob", timestamp=1)))
-    assert broadcaster.unfinished() == ["b", "c"]
-    assert broadcaster.history.head == 9
-    broadcaster.resync("trimmed")
-    assert types(client) == ["connection_established", "complete_job"]
-    assert types(monitor) == ["connected", "full_state_snapshot"]
-    assert broadcaster.is_revoked(Principal(id="bob"))
-
-
 def test_a_job_accepted_with_the_backplane_full_is_accepted_here() -> None:
     log = LogBackplane()
     broadcaster, _ = made(backplane=log)
@@ -550,43 +480,18 @@ def test_what_only_a_remote_backplane_can_tell() -> None:
     assert broadcaster.look_up("unknown") is not None
 
 
-class Nodes:
-    """Brokers between broadcasters that share ids: a backplane outside this process, by hand."""
-
-    def __init__(self) -> None:
-        self.log = LogBackplane()
-        self.claim = Claim(owner="alice")
-        self.remote = create_autospec(RemoteBackplane, instance=True)
-        self.remote.attach.side_effect = self.log.attach
-        self.remote.publish.side_effect = self.log.publish
-        self.remote.claim = self.answer
-        self.remote.reach = self.answer
-        self.broadcaster, self.clock = made(backplane=self.remote)
-
-    async def answer(self, *_: Any) -> Any:
-        return self.claim
-
-    def prepare(self, kind: Any, resume: Any = None, principal: Principal = ALICE) -> None:
-        with pytest.raises(StopIteration):
-            self.broadcaster.prepare(kind, "p", principal, resume).send(None)
-
-    def connection(self, number: int = 0) -> str:
-        """The name under which a connection of this node asked to be remembered."""
-        return str(self.remote.hold.call_args_list[number].args[-1])
-
-
 def test_an_id_is_agreed_on_before_its_connection_is_registered() -> None:
     local, _ = made()
     with pytest.raises(StopIteration):
         local.prepare("monitor", "p", ALICE).send(None)
-    nodes = Nodes()
+    nodes = SharedIds()
     nodes.prepare("client", Position("log", 9))
     with pytest.raises(IdTaken):
         nodes.broadcaster.prepare("client", "p", Principal(id="bob")).send(None)
 
 
 def test_a_client_goes_on_with_what_it_followed_on_another_node() -> None:
-    nodes = Nodes()
+    nodes = SharedIds()
     nodes.claim = Claim(owner="alice", known=True, previous="elsewhere", jobs={"a": (0, 0)})
     nodes.prepare("client")
     connection = RecordingConnection()
@@ -599,32 +504,15 @@ def test_a_client_goes_on_with_what_it_followed_on_another_node() -> None:
     nodes.clock.advance(60)
     nodes.broadcaster.tick()
     # It connects elsewhere.
-    nodes.broadcaster.receive(
+    nodes.broadcaster.intake.receive(
         9, encode(PeerReplaced(kind="client", id="p", connection=nodes.connection()))
     )
     assert connection.closed == (4409, "replaced by a newer connection")
     assert nodes.remote.release.call_count == 1
 
 
-def test_a_client_that_left_and_came_back_elsewhere_is_no_longer_expected() -> None:
-    nodes = Nodes()
-    nodes.prepare("client")
-    connection = RecordingConnection()
-    nodes.broadcaster.add_client("p", connection, principal=ALICE)
-    nodes.clock.advance(60)
-    nodes.broadcaster.tick()
-    nodes.broadcaster.remove_client("p", connection)
-    nodes.broadcaster.remove_client("p", connection)
-    assert nodes.broadcaster.stats().clients_away == 1
-    moved = PeerReplaced(kind="client", id="p", connection=nodes.connection())
-    nodes.broadcaster.replay(9, encode(moved))
-    assert nodes.broadcaster.stats().clients_away == 0
-    local, _ = made()
-    local.receive(1, encode(moved))
-
-
 def test_a_connection_replaced_before_it_was_registered_is_closed_at_once() -> None:
-    nodes = Nodes()
+    nodes = SharedIds()
     nodes.claim = Claim(owner="alice", previous="older")
     names: list[str] = []
 
@@ -634,26 +522,13 @@ def test_a_connection_replaced_before_it_was_registered_is_closed_at_once() -> N
 
     nodes.remote.claim = claim
     nodes.prepare("monitor")
-    nodes.broadcaster.receive(1, encode(PeerReplaced(kind="monitor", id="p", connection=names[0])))
+    nodes.broadcaster.intake.receive(
+        1, encode(PeerReplaced(kind="monitor", id="p", connection=names[0]))
+    )
     nodes.log.full = True  # that the older one is replaced cannot be told now
     connection = RecordingConnection()
     nodes.broadcaster.add_monitor("p", connection, principal=ALICE)
     assert connection.closed == (4409, "replaced by a newer connection")
-
-
-def test_an_acceptance_is_told_once_and_not_after_the_submission() -> None:
-    broadcaster, _ = made()
-    connection = RecordingConnection()
-    broadcaster.add_client("c", connection)
-    for job_id in ("a", "b"):
-        broadcaster.subscribe_client_to_job("c", job_id)
-    broadcaster.accept_job("a", ANONYMOUS)
-    broadcaster.accept_job("a", ANONYMOUS)
-    broadcaster.broadcast(submitted("a"))
-    broadcaster.broadcast(submitted("b"))
-    broadcaster.accept_job("b", ANONYMOUS)
-    broadcaster.broadcast(SystemStats(stats=SystemCounts()))
-    assert [frame.get("job_id") for frame in connection.frames] == [None, "a", "b"]
 
 
 def test_what_concerns_nobody_here_changes_nothing() -> None:
@@ -665,6 +540,8 @@ def test_what_concerns_nobody_here_changes_nothing() -> None:
     broadcaster.update_subscription("m", ["machines"])
     broadcaster.unsubscribe_client_from_job("c", "a")
     broadcaster.remove_monitor("m", RecordingConnection())
+    broadcaster.remove_client("c", RecordingConnection())
+    broadcaster.accept_job("accepted", ALICE)
     broadcaster.broadcast(completed())
     assert (types(connection), connection.closed) == (["connected"], None)
     assert broadcaster.stats().outcomes_waiting == 1
@@ -676,5 +553,5 @@ def test_what_concerns_nobody_here_changes_nothing() -> None:
     assert broadcaster.stats().outcomes_waiting == 1
     alice = RecordingConnection()
     broadcaster.add_monitor("a", alice, principal=ALICE)
-    broadcaster.replay(9, encode(PrincipalRevoked(principal_id="alice", timestamp=1)))
+    broadcaster.intake.replay(9, encode(PrincipalRevoked(principal_id="alice", timestamp=1)))
     assert alice.closed == (4401, "credential revoked")

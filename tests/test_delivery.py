@@ -360,6 +360,50 @@ def test_the_past_begins_when_the_turn_is_over_and_is_written_in_pieces() -> Non
     assert len(slow.received) == 2
 
 
+def test_one_piece_of_the_past_is_written_a_turn() -> None:
+    bench, loop = Bench(), HandLoop()
+    bench.delivery.schedule_with(loop.call_soon)
+    slow = SlowConnection(room=1000, wire=bench.wire)
+    subscriber = bench.join(slow)
+    bench.delivery.catch_up(subscriber, past([frame("1")], [frame("2")], [frame("3")]))
+    seen = []
+    while not subscriber.caught_up:
+        turn = [loop.scheduled.popleft() for _ in list(loop.scheduled)]
+        for call in turn:
+            call()
+        seen.append(slow.writes)
+    assert seen == [1, 2, 3, 3]
+    assert [*slow.received, *slow.buffer] == [b"1", b"2", b"3"]
+    loop.run()
+    assert slow.writes == 3
+
+
+def test_a_transport_that_has_room_again_does_not_double_the_past() -> None:
+    bench, loop = Bench(), HandLoop()
+    bench.delivery.schedule_with(loop.call_soon)
+    slow = SlowConnection(room=1000, wire=bench.wire)
+    subscriber = bench.join(slow)
+    bench.delivery.catch_up(subscriber, past([frame("1")], [frame("2")], [frame("3")]))
+    for _ in range(5):
+        subscriber.resume()
+    loop.run()
+    assert [*slow.received, *slow.buffer] == [b"1", b"2", b"3"]
+    assert not subscriber.behind
+
+
+def test_a_past_goes_on_in_another_loop() -> None:
+    bench, dead, loop = Bench(), HandLoop(), HandLoop()
+    bench.delivery.schedule_with(dead.call_soon)
+    slow = SlowConnection(wire=bench.wire)
+    subscriber = bench.join(slow)
+    bench.delivery.catch_up(subscriber, past([frame("1")], [frame("2")], [frame("3")]))
+    bench.delivery.schedule_with(loop.call_soon)
+    while not subscriber.caught_up:
+        loop.run()
+        slow.read()
+    assert slow.received == [b"1", b"2", b"3"]
+
+
 def test_a_past_whose_turn_never_ended_is_begun_without_its_loop() -> None:
     bench, dead = Bench(), HandLoop()
     bench.delivery.schedule_with(dead.call_soon)

@@ -35,6 +35,7 @@ LAYERS = {
     "delivery": ["delivery"],
     "indexes": ["_routing", "subscriptions", "expiries", "claims"],
     "peers": ["monitors", "clients"],
+    "intake": ["intake"],
     "broadcaster": ["broadcaster"],
     "conversation": ["session"],
 }  # fmt: skip

@@ -20,6 +20,7 @@ Send: TypeAlias = Callable[[int, "int | None"], Any]
 
 # The readers read at half the speed of the writer, at worst, before they are behind.
 _PAUSE_SHARE = 0.5
+_SHORTEST_WORK = 0.005
 _MOST_PER_TURN = 64
 
 
@@ -53,14 +54,18 @@ def commands_for(send: Send, *, awaits: bool = False) -> dict[str, Command]:
 
     async def burst(events: float, per_turn: float) -> dict[str, Any]:
         left = int(events)
+        worked = 0.0
         while left > 0:
             began = time.perf_counter()
             for _ in range(min(left, int(per_turn))):
                 await one()
             left -= int(per_turn)
-            # One turn of the loop, so that what is pending goes out; then a pause.
+            # One turn of the loop, so that what is pending goes out; then a pause, if it pays.
             await asyncio.sleep(0)
-            await asyncio.sleep(_PAUSE_SHARE * (time.perf_counter() - began))
+            worked += time.perf_counter() - began
+            if worked > _SHORTEST_WORK:
+                await asyncio.sleep(_PAUSE_SHARE * worked)
+                worked = 0.0
         return {}
 
     async def flood(rate: float, seconds: float) -> dict[str, Any]:

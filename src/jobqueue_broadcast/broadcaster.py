@@ -1,9 +1,8 @@
-"""`EventBroadcaster`: composes history, job states, monitors and clients, and nothing else.
+"""What a host and its adapters call: `EventBroadcaster`, which owns the parts and joins them.
 
-An event goes to the backplane and comes back with its sequence; then the job states, the history,
-the monitors and the clients of its job take it, in that order. No I/O happens here, no task is
-started and no clock read but the one given: an adapter binds an event loop with `bind` and calls
-`tick` about twice a second.
+An event goes to the backplane and comes back with its sequence, to the `Intake`. No I/O happens
+here, no task is started and no clock read but the one given: an adapter binds an event loop with
+`bind` and calls `tick` about twice a second.
 """
 
 from __future__ import annotations
@@ -12,31 +11,20 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, Literal, assert_never
-
-import msgspec
+from typing import Any, Literal
 
 from jobqueue_broadcast.auth import ANONYMOUS, Principal
 from jobqueue_broadcast.backplane import Backplane, InProcessBackplane, RemoteBackplane
-from jobqueue_broadcast.catch_up import Reason
 from jobqueue_broadcast.claims import Claims
-from jobqueue_broadcast.client_format import (
-    ClientJobAccepted,
-    client_frame,
-    has_client_format,
-    is_declared_format,
-)
+from jobqueue_broadcast.client_format import client_frame, is_declared_format
 from jobqueue_broadcast.clients import Clients
 from jobqueue_broadcast.clock import Clock, SystemClock
 from jobqueue_broadcast.commands import JobInfo
 from jobqueue_broadcast.control import (
     Control,
     JobAccepted,
-    PeerReplaced,
     PrincipalRevoked,
     PrincipalUnrevoked,
-    decode_control,
-    is_control,
 )
 from jobqueue_broadcast.delivery import Delivery, Subscriber
 from jobqueue_broadcast.errors import (
@@ -46,17 +34,13 @@ from jobqueue_broadcast.errors import (
     NotBound,
     WrongThread,
 )
-from jobqueue_broadcast.event_types import decode_event
-from jobqueue_broadcast.events import (
-    Event,
-    encode,
-    stamped,
-)
+from jobqueue_broadcast.events import Event, encode, stamped
 from jobqueue_broadcast.expiries import Expiries
 from jobqueue_broadcast.frames import Connection
 from jobqueue_broadcast.full_state import FullState
-from jobqueue_broadcast.history import History, Record
-from jobqueue_broadcast.job_states import JobState, JobStates
+from jobqueue_broadcast.history import History
+from jobqueue_broadcast.intake import Intake
+from jobqueue_broadcast.job_states import JobStates
 from jobqueue_broadcast.monitors import Monitors
 from jobqueue_broadcast.positions import Position
 from jobqueue_broadcast.predicates import Filters, Subscription, is_job_event
@@ -91,7 +75,7 @@ class EventBroadcaster:
         client_retention: Seconds a client's subscriptions outlive its connection.
         outbox_limit: Bytes that may wait for a slow connection; past it, it is closed with 4408.
         stall_limit: Seconds after which a connection that takes nothing is aborted.
-        heartbeat_interval: Seconds between the `heartbeat_ack`s sent unasked.
+        heartbeat_interval: Seconds between `heartbeat_ack` frames sent unasked.
         on_undelivered: Called with each outcome that no client took within `undelivered_after`
             seconds.
         undelivered_after: See there.
@@ -102,7 +86,8 @@ class EventBroadcaster:
         revocation_limit: How many revoked principals are kept by name.
 
     Attributes:
-        clock, delivery, history, jobs, monitors, clients: The parts, for sessions and adapters.
+        clock: What time is read from; with the other parts (`delivery`, `history`, `jobs`,
+            `monitors`, `clients`, `intake`), for sessions and adapters.
 
     Raises:
         InvalidArgument: A limit is negative.
@@ -150,14 +135,10 @@ class EventBroadcaster:
         self.clock: Clock = clock or SystemClock()
         self._thread: int | None = None
         self._call_threadsafe: Callable[..., Any] | None = None
-        self._in_flight: tuple[bytes, Event] | None = None
-        self._events = 0
-        self._poisoned = 0
         self._heartbeat_interval = heartbeat_interval
         self._next_heartbeat = self.clock.monotonic() + heartbeat_interval
         self._expiries = Expiries()
         self._revocations = Revocations(revocation_retention, revocation_limit)
-        self._learned: set[str] = set()
         self.delivery = Delivery(
             self.clock, outbox_limit=outbox_limit, stall_limit=stall_limit, on_lost=self._lost
         )
@@ -187,7 +168,20 @@ class EventBroadcaster:
         if self.remote is not None:
             self._claims = Claims(self.remote, self._tell_nodes, client_retention)
             self.clients.share_with(self.remote.keep)
-        self._backplane.attach(self)
+        self.intake = Intake(
+            backplane=self._backplane,
+            clock=self.clock,
+            delivery=self.delivery,
+            history=self.history,
+            jobs=self.jobs,
+            full_state=self._full_state,
+            undelivered=self._undelivered,
+            monitors=self.monitors,
+            clients=self.clients,
+            revocations=self._revocations,
+            claims=self._claims,
+        )
+        self._backplane.attach(self.intake)
 
     # --- what a host does ------------------------------------------------------------------------
 
@@ -207,7 +201,7 @@ class EventBroadcaster:
             raise WrongThread(
                 "broadcast() was called from another thread: use broadcast_threadsafe"
             )
-        self._publish(*self._prepared(event))
+        self.intake.publish(*self._prepared(event))
 
     def broadcast_threadsafe(self, event: Event) -> None:
         """Send an event from any thread; events of one thread keep their order.
@@ -218,7 +212,7 @@ class EventBroadcaster:
         """
         if self._call_threadsafe is None:
             raise NotBound("broadcast_threadsafe needs an event loop: start an adapter, or `bind`")
-        self._call_threadsafe(self._publish, *self._prepared(event))
+        self._call_threadsafe(self.intake.publish, *self._prepared(event))
 
     def subscribe_client_to_job(self, client_id: str, job_id: str) -> None:
         """Subscribe a client to a job: it is sent the job's state, then its events.
@@ -278,8 +272,7 @@ class EventBroadcaster:
             if not _checked(event).timestamp:
                 raise InvalidArgument(f"restore: expected events with timestamps, got {event!r}")
             event_topics(event)
-            self._fold(stamped(event, event.timestamp))
-            self._keep_bounds()
+            self.intake.restore(stamped(event, event.timestamp))
 
     def revoke(self, principal: Principal | str) -> None:
         """Close every connection of a principal with 4401, here and on every other node.
@@ -320,8 +313,8 @@ class EventBroadcaster:
             outbox_bytes=self.delivery.waiting,
             outcomes_waiting=len(self._undelivered),
             revoked=len(self._revocations),
-            events_total=self._events,
-            encodings_total=self._events + self.clients.encodings,
+            events_total=self.intake.events,
+            encodings_total=self.intake.events + self.clients.encodings,
             frames_total=self.delivery.frames,
             writes_total=self.delivery.writes,
             write_errors_total=self.delivery.write_errors,
@@ -334,7 +327,7 @@ class EventBroadcaster:
             history_trimmed_total=self.history.trimmed,
             resync_required_total=self.monitors.resyncs + self.clients.resyncs,
             undelivered_total=self._undelivered.reported,
-            poisoned_total=self._poisoned,
+            poisoned_total=self.intake.poisoned,
         )
 
     # --- what an adapter does --------------------------------------------------------------------
@@ -367,7 +360,7 @@ class EventBroadcaster:
         self.delivery.check_stalls()
         self._close_expired_credentials()
         self._revocations.expire(self.clock.now_ms())
-        self._let_go_of_jobs()
+        self.intake.let_go_of_jobs()
         self.clients.expire(now)
         if self._claims is not None:
             self._claims.tick(now)
@@ -453,64 +446,7 @@ class EventBroadcaster:
         """Write everything that is pending now, without waiting for the end of the turn."""
         self.delivery.flush()
 
-    # --- what a backplane does -------------------------------------------------------------------
-
-    def restart(self, epoch: str, head: int) -> None:
-        """Begin another sequence of events; peers of the old one are told when they resume."""
-        self.history.begin(epoch, head)
-
-    def receive(self, sequence: int, payload: bytes) -> None:
-        """Take the next payload of the backplane: deliver an event, or agree to a decision."""
-        published = self._in_flight
-        if published is not None and published[0] is payload:
-            # Our own, back within `publish`: it need not be decoded.
-            self._deliver(sequence, payload, published[1])
-            return
-        decoded = self._decoded(payload)
-        if decoded is None:
-            return
-        payload, taken = decoded
-        if isinstance(taken, Event):
-            self._deliver(sequence, payload, taken)
-        else:
-            self._agree(taken)
-        self.delivery.settle()
-
-    def replay(self, sequence: int, payload: bytes) -> None:
-        """Take the next payload into the history and the states, and send it to nobody."""
-        decoded = self._decoded(payload)
-        if decoded is None:
-            return
-        payload, taken = decoded
-        if isinstance(taken, Event):
-            state, told = self._learn(taken)
-            facts = state.facts if state else None
-            self.history.append(Record(sequence, taken, payload, facts, told))
-        else:
-            self._agree_silently(taken)
-
-    def recall(self, payload: bytes) -> None:
-        """Take a payload that is kept for its job into the states alone."""
-        decoded = self._decoded(payload)
-        if decoded is None:
-            return
-        taken = decoded[1]
-        if isinstance(taken, Event):
-            self._learn(taken)
-        else:
-            self._agree_silently(taken)
-
-    def unfinished(self) -> list[str]:
-        """Return the jobs that have not ended, as far as is known here."""
-        return [state.id for state in self.jobs if state.ended_by is None]
-
-    def resync(self, reason: Reason) -> None:
-        """Tell everyone connected that events were missed, and send the state as it is now."""
-        learned, self._learned = self._learned, set()
-        self._keep_bounds()
-        self.monitors.resync(reason)
-        self.clients.resync(reason, learned)
-        self.delivery.settle()
+    # --- what concerns every node ----------------------------------------------------------------
 
     @property
     def remote(self) -> RemoteBackplane | None:
@@ -549,7 +485,7 @@ class EventBroadcaster:
         return self.remote.reach(resume.sequence)
 
     def look_up(self, job_id: str) -> Callable[[], Awaitable[list[bytes]]] | None:
-        """Return what to call and await to learn of a job unknown here, and then to `recall`."""
+        """Return what to call and await to learn of a job unknown here, for `intake.recall`."""
         if self.remote is None or self.jobs.get(job_id) or self.jobs.was_forgotten(job_id):
             return None
         return partial(self.remote.look_up, job_id)
@@ -573,7 +509,7 @@ class EventBroadcaster:
             self._backplane.publish(payload)
         except BackplaneFull:
             logger.warning("job %s is accepted on this node only: the backplane is full", job_id)
-            self._agree(accepted)
+            self.intake.agree(accepted)
             self.delivery.settle()
 
     # --- inside ----------------------------------------------------------------------------------
@@ -581,111 +517,9 @@ class EventBroadcaster:
     def _prepared(self, event: Event) -> tuple[bytes, Event]:
         event_topics(_checked(event))
         event = stamped(event, self.clock.now_ms())
-        if is_declared_format(event):
+        if is_declared_format(event) and is_job_event(event):
             encode(client_frame(event))  # raises here what would else be found at delivery
         return encode(event), event
-
-    def _publish(self, payload: bytes, event: Event) -> None:
-        outer, self._in_flight = self._in_flight, (payload, event)
-        try:
-            self._backplane.publish(payload)
-        finally:
-            self._in_flight = outer
-        self.delivery.settle()
-
-    def _deliver(self, sequence: int, payload: bytes, event: Event) -> None:
-        self._events += 1
-        state, told = self._fold(event)
-        record = Record(sequence, event, payload, state.facts if state else None, told)
-        self.history.append(record)
-        self.monitors.deliver(record, event_topics(event))
-        if told and has_client_format(event):
-            taken = self.clients.deliver(record)
-            if event.is_outcome and not taken:
-                self._undelivered.add(event, self.clock.monotonic())
-        if state is not None:
-            self._keep_bounds()
-
-    def _fold(self, event: Event) -> tuple[JobState | None, bool]:
-        """Take an event into the states; say whether clients are to be told."""
-        if not is_job_event(event):
-            self._full_state.take(event)
-            return None, False
-        state, told = self.jobs.take(event)
-        if state.ended_by is None:
-            self._undelivered.taken(event.job_id)
-        return state, told
-
-    def _learn(self, event: Event) -> tuple[JobState | None, bool]:
-        """Take an event into the states, and remember an outcome that nobody was sent."""
-        state, told = self._fold(event)
-        if state is not None and state.ended_by is event:
-            self._learned.add(state.id)
-        return state, told
-
-    def _decoded(self, payload: bytes) -> tuple[bytes, Event | Control] | None:
-        """Return the payload as it would have been encoded here, and what it says.
-
-        Peers are sent those very bytes, and anybody may have written to the backplane: white
-        space or a field of their own must not get into a frame.
-        """
-        try:
-            taken = decode_control(payload) if is_control(payload) else decode_event(payload)
-            return encode(taken), taken
-        except (msgspec.MsgspecError, InvalidArgument, RecursionError):
-            self._poisoned += 1
-            logger.warning("dropped a payload of the backplane that is not an event")
-            return None
-
-    def _agree_silently(self, message: Control) -> None:
-        match message:
-            case JobAccepted():
-                self.jobs.accept(message.job_id, message.owner, message.timestamp)
-            case PrincipalRevoked():
-                # Perhaps long done: spare who is here for a credential of later.
-                self._revocations.revoke(message.principal_id, message.timestamp)
-                self._close_revoked(message.principal_id, self.is_revoked)
-            case _:
-                self._agree(message)
-
-    def _agree(self, message: Control) -> None:
-        match message:
-            case JobAccepted(job_id=job_id, owner=owner, timestamp=timestamp, client_id=client_id):
-                if self.jobs.accept(job_id, owner, timestamp):
-                    self.clients.tell_accepted(
-                        ClientJobAccepted(timestamp=timestamp, job_id=job_id)
-                    )
-                if client_id is not None:
-                    self.clients.subscribe_submitter(client_id, owner, job_id)
-                self._keep_bounds()
-            case PeerReplaced(kind=kind, id=peer_id):
-                peer = (self.monitors if kind == "monitor" else self.clients).get(peer_id)
-                if self._claims is not None and self._claims.is_replaced(message, peer) and peer:
-                    self._close_replaced(peer)
-                if self._claims is not None and self._claims.has_moved(message):
-                    self.clients.let_go(peer_id)
-            case PrincipalRevoked(principal_id=principal_id, timestamp=timestamp):
-                self._revocations.revoke(principal_id, timestamp)
-                self._close_revoked(principal_id, lambda _: True)
-            case PrincipalUnrevoked(principal_id=principal_id):
-                self._revocations.unrevoke(principal_id)
-            case _:
-                assert_never(message)
-
-    def _close_revoked(self, principal_id: str, which: Callable[[Principal], bool]) -> None:
-        for subscriber in self.subscribers():
-            principal = subscriber.principal
-            if principal.id == principal_id and which(principal):
-                self.delivery.close(subscriber, CloseCode.UNAUTHENTICATED, "credential revoked")
-
-    def _keep_bounds(self) -> None:
-        # Only after delivery: the job that is one too many may be the one that ended just now.
-        if self.jobs.over:
-            self._let_go_of_jobs()
-
-    def _let_go_of_jobs(self) -> None:
-        for state in self.jobs.expire():
-            self.clients.end_job(state.id)
 
     def _close_expired_credentials(self) -> None:
         for subscriber in self._expiries.due(self.clock.now_ms() / 1000):
@@ -694,11 +528,8 @@ class EventBroadcaster:
     def _note_added(self, subscriber: Subscriber) -> None:
         self._expiries.add(subscriber)
         if self._claims is not None and self._claims.connected(subscriber, self.clock.monotonic()):
-            self._close_replaced(subscriber)
+            self.intake.close_replaced(subscriber)
         self.delivery.settle()
-
-    def _close_replaced(self, subscriber: Subscriber) -> None:
-        self.delivery.close(subscriber, CloseCode.REPLACED, "replaced by a newer connection")
 
     def _tell_nodes(self, message: Control) -> None:
         try:

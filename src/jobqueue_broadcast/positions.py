@@ -47,4 +47,6 @@ class Position(Struct, frozen=True, order=True):
 
 def with_position(payload: bytes, position: Position) -> bytes:
     """Return a frame's JSON with `position` as its last field."""
-    return b'%b,"position":"%b"}' % (payload[:-1], str(position).encode())
+    state = b".%d" % position.state if position.state else b""
+    epoch = position.epoch.encode()
+    return b'%b,"position":"%b:%d%b"}' % (payload[:-1], epoch, position.sequence, state)

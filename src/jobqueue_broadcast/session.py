@@ -394,7 +394,7 @@ class Session:
 
         def learned(payloads: list[bytes]) -> Ask | None:
             for payload in payloads:
-                self.broadcaster.recall(payload)
+                self.broadcaster.intake.recall(payload)
             return self._decide(action, command, then) if self.subscriber.connected else None
 
         # The job may have been trimmed from what this node was started with.

@@ -362,7 +362,7 @@ def test_a_hook_and_a_core_that_fail_do_not_stop_the_reader(
 
         async with node(redis_server.url) as one:
             monkeypatch.setattr(one.backplane._health, "_on_state", fail)
-            monkeypatch.setattr(one.broadcaster, "_deliver", fail)
+            monkeypatch.setattr(one.broadcaster.intake, "_deliver", fail)
             one.broadcaster.broadcast(progress("job", 1))
             await until(lambda: one.backplane.stats().poisoned_total == 1)
             monkeypatch.undo()

@@ -115,7 +115,7 @@ def test_a_result_can_be_looked_up_after_trimming(redis_server: RedisServer) -> 
                 found = two.broadcaster.look_up("old")
                 assert found is not None
                 for payload in await found():
-                    two.broadcaster.recall(payload)
+                    two.broadcaster.intake.recall(payload)
                 info = two.broadcaster.job("old")
                 assert info is not None
                 assert (info.status, info.result) == ("completed", 7)

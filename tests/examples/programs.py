@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
+import fcntl
+import os
+import re
 import shlex
 import signal
+import socket
 import sys
+import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,8 +62,10 @@ class Program:
 @asynccontextmanager
 async def running(*command: str, cwd: Path = ROOT, session: bool = False) -> AsyncIterator[Program]:
     """Run a command, and see to it that it has ended afterwards."""
+    # These tests may themselves be run by make; one that makes would take it for its parent.
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     process = await asyncio.create_subprocess_exec(
-        *command, cwd=cwd, stdout=PIPE, start_new_session=session
+        *command, cwd=cwd, stdout=PIPE, start_new_session=session, env=environment
     )
     try:
         yield Program(process)
@@ -84,14 +92,22 @@ async def outcome(*command: str, cwd: Path = ROOT) -> tuple[int, str, str]:
 def command_of(example: str) -> list[str]:
     """Return the command that an example's docstring tells to run it with, without options."""
     path = ROOT / "examples" / example
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    assert docstring is not None
-    command = next(
-        line.strip() for line in docstring.splitlines() if line.strip().startswith("python ")
-    )
-    python, *arguments = shlex.split(command.partition("[")[0])
+    found = re.search(r"^ *(python .*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    python, *arguments = shlex.split(found[1].partition("[")[0])
     assert (python, arguments) == ("python", [f"examples/{example}"])
     return [sys.executable, *arguments]
+
+
+@contextmanager
+def default_port() -> Iterator[None]:
+    """Have port 3331, which programs take by default, to this test alone; skip if it is taken."""
+    with (Path(tempfile.gettempdir()) / "jobqueue-broadcast-3331.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", 3331)) == 0:
+                pytest.skip("port 3331, which is the default, is in use")
+        yield
 
 
 def port_of(address: str) -> int:

@@ -18,7 +18,14 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from tests.e2e.peers import Peer, peer, without_times
-from tests.examples.programs import PATIENCE, command_of, outcome, port_of, running
+from tests.examples.programs import (
+    PATIENCE,
+    command_of,
+    default_port,
+    outcome,
+    port_of,
+    running,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -68,17 +75,15 @@ async def test_the_demo_prints_where_to_go_and_closes_gracefully(number: signal.
 
 
 async def test_the_demo_says_where_by_default() -> None:
-    with socket.socket() as probe:
-        if probe.connect_ex(("localhost", 3331)) == 0:
-            pytest.skip("port 3331 is in use")
-    async with running(*command_of(STANDALONE)) as program:
-        lines = [await program.line() for _ in range(3)]
-        assert lines == [
-            "Dashboard: http://localhost:3331/",
-            "Monitor:   ws://localhost:3331/ws/monitor/monitor-1",
-            "Client:    ws://localhost:3331/ws/client/client-1",
-        ]
-        assert await program.end() == 0
+    with default_port():
+        async with running(*command_of(STANDALONE)) as program:
+            lines = [await program.line() for _ in range(3)]
+            assert lines == [
+                "Dashboard: http://localhost:3331/",
+                "Monitor:   ws://localhost:3331/ws/monitor/monitor-1",
+                "Client:    ws://localhost:3331/ws/client/client-1",
+            ]
+            assert await program.end() == 0
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not on PATH")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from jobqueue_broadcast import events
-from tests.examples.programs import ROOT, outcome, running
+from tests.examples.programs import ROOT, default_port, outcome, running
 
 pytestmark = pytest.mark.anyio
 
@@ -43,21 +42,19 @@ def shape(frame: str) -> dict[str, object]:
 
 async def test_the_first_screen(tmp_path: Path) -> None:
     assert len([line for line in FIRST.splitlines() if line.strip()]) <= 12
-    with socket.socket() as probe:
-        if probe.connect_ex(("localhost", 3331)) == 0:
-            pytest.skip("port 3331, which README.md names, is in use")
     (tmp_path / "server.py").write_text(FIRST, encoding="utf-8")
     prompt, *printed = TAIL.splitlines()
     python, *command = shlex.split(prompt.removeprefix("$ "))
     assert python == "python"
     # In either order: the monitor waits for the server.
-    async with (
-        running(sys.executable, *command, cwd=tmp_path) as monitor,
-        running(sys.executable, "server.py", cwd=tmp_path) as server,
-    ):
-        seen = [await monitor.line() for _ in printed]
-        assert await monitor.end() == 0
-        await server.end()
+    with default_port():
+        async with (
+            running(sys.executable, *command, cwd=tmp_path) as monitor,
+            running(sys.executable, "server.py", cwd=tmp_path) as server,
+        ):
+            seen = [await monitor.line() for _ in printed]
+            assert await monitor.end() == 0
+            await server.end()
     assert list(map(shape, seen)) == list(map(shape, printed))
     assert [len(line) for line in seen] == [len(line) for line in printed]
 

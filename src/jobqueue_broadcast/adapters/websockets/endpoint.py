@@ -54,6 +54,7 @@ __all__ = ["WebSocketEndpoint"]
 logger = logging.getLogger("jobqueue_broadcast")
 
 _CLOSE_BATCH = 200
+_FORGOTTEN = Request("", Headers())
 _BACKPLANE_PATIENCE = 5.0
 
 
@@ -234,6 +235,9 @@ class WebSocketEndpoint:
         return DirectConnection(websocket, wire, self._spawn, self._close_timeout)
 
     async def _serve(self, websocket: ServerConnection, admission: Admission) -> None:
+        if isinstance(websocket, BroadcastConnection):
+            # 1.5 KiB for as long as the connection lasts, and perhaps a token in the path.
+            websocket.request, websocket.response = _FORGOTTEN, None
         connection = self._connection(websocket)
         connection.attach(lambda: self._find(admission.target, connection))
         try:
