@@ -21,6 +21,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "scaling.md"
 # Microseconds of CPU, of a node unless it says otherwise; see docs/explanation/performance.md.
 LOCAL = 10.0  # an event of one process without Redis: checked, encoded, latched, kept, routed
 THROUGH_REDIS = 46.0  # an event read from Redis, of which redis-py's parsing is more than half
+WITH_HIREDIS = 17.0  # the same, where hiredis is installed
 CLIENT = 2.0  # the client's format of an event, and its frame
 WRITE = 5.0  # a connection written to, once per turn of the loop
 REDIS_APPEND, REDIS_READ = 2.4, 0.7  # of Redis: an event, and again for each node that reads it
@@ -165,11 +166,17 @@ def several_nodes() -> str:
         size = memory(10_000, 100, 10_000)
         rows.append(
             [
-                f"{nodes}", f"{nodes * 10_100:,}", rounded(limit), f"{found.p99 * 1e3:.1f} ms",
+                f"{nodes}", f"{nodes * 10_100:,}", rounded(limit),
+                rounded(most(1 / nodes, 100, WITH_HIREDIS)), f"{found.p99 * 1e3:.1f} ms",
                 f"{redis:.0%}", first(_SHARE, redis, size),
             ]
         )  # fmt: skip
-    head = ["nodes", "connections", "events/s at most", "p99", "Redis busy", "gives way first"]
+    # fmt: off
+    head = [
+        "nodes", "connections", "events/s at most", "with hiredis", "p99", "Redis busy",
+        "gives way first",
+    ]
+    # fmt: on
     return _table(head, rows)
 
 
@@ -211,6 +218,7 @@ def constants() -> str:
     rows = [
         ["an event in one process", f"{LOCAL:g} µs of the node"],
         ["an event read from Redis", f"{THROUGH_REDIS:g} µs of every node"],
+        ["the same with hiredis", f"{WITH_HIREDIS:g} µs of every node"],
         ["an event to a client: its format, its frame", f"{CLIENT:g} µs of its node"],
         ["a connection written to, per turn of the loop", f"{WRITE:g} µs of its node"],
         ["an event appended; read by one node", f"{REDIS_APPEND:g} µs; {REDIS_READ:g} µs of Redis"],

@@ -24,6 +24,8 @@ from uuid import uuid4
 import msgspec
 import redis
 import redis.asyncio
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from jobqueue_broadcast import EventBroadcaster, HookRefusal, Principal, SubmitJob, events
 from jobqueue_broadcast.adapters.websockets import serve
@@ -123,23 +125,19 @@ async def run_server(url: str, port: int, *, simulation: bool) -> None:
 
 
 def run_worker(url: str, name: str) -> NoReturn:
-    queue: Any = redis.Redis.from_url(url)
+    # Redis is away for seconds at most: what was under way is asked again, not the job begun again.
+    queue: Any = redis.Redis.from_url(url, retry=Retry(ConstantBackoff(0.2), 300))
     in_hand = f"{QUEUE}:{name}"
     data = events.WorkerData(id=name, status="idle", connected_at=time.time_ns() // 1_000_000)
     with Publisher(url, patience=60) as publisher:
         connected = events.WorkerConnected(worker_id=name, machine_id="demo", worker_data=data)
         publisher.publish(connected)
         while True:
-            try:
-                # What this worker had in hand when it was killed, it takes up again.
-                taken = queue.lindex(in_hand, -1) or queue.blmove(
-                    QUEUE, in_hand, 1, "RIGHT", "LEFT"
-                )
-                if taken is not None:
-                    work(queue, publisher, name, taken.decode())
-                    queue.lrem(in_hand, 1, taken)
-            except redis.RedisError:
-                time.sleep(0.5)  # Redis is away
+            # What this worker had in hand when it was killed, it takes up again.
+            taken = queue.lindex(in_hand, -1) or queue.blmove(QUEUE, in_hand, 1, "RIGHT", "LEFT")
+            if taken is not None:
+                work(queue, publisher, name, taken.decode())
+                queue.lrem(in_hand, 1, taken)
 
 
 def work(queue: Any, publisher: Publisher, name: str, job_id: str) -> None:

@@ -200,10 +200,15 @@ def test_events_of_a_turn_are_written_together_and_unbinding_leaves_nothing() ->
     broadcaster.flush()
 
 
-def test_states_of_before_are_restored_and_sent_to_nobody() -> None:
+def test_states_of_before_are_restored_and_given_to_who_is_here_already() -> None:
+    """Between a host's start and its `restore` peers may have come back, and found nothing."""
     broadcaster, _ = made()
-    monitor = RecordingConnection()
+    monitor, plain, resuming = (RecordingConnection() for _ in range(3))
     broadcaster.add_monitor("m", monitor)
+    broadcaster.add_client("plain", plain)
+    broadcaster.add_client("resuming", resuming, resume="new")
+    for name in ("plain", "resuming"):
+        broadcaster.subscribe_client_to_job(name, "a")
     worker = WorkerData(id="w", status="idle", connected_at=1)
     broadcaster.restore(
         [
@@ -217,7 +222,14 @@ def test_states_of_before_are_restored_and_sent_to_nobody() -> None:
         ["w"],
         ["a"],
     )
-    assert types(monitor) == ["connected"]
+    assert types(monitor) == ["connected", "full_state_snapshot"]
+    assert types(plain) == ["connection_established", "complete_job"]
+    assert types(resuming) == [
+        "connection_established",
+        "resync_required",
+        "job_accepted",
+        "complete_job",
+    ]
     info = broadcaster.job("a")
     assert info is not None
     assert (info.status, info.completed_at) == ("completed", 2)

@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 
 from jobqueue_broadcast import client_format
-from jobqueue_broadcast.client_format import add_client_format, client_frame, has_client_format
+from jobqueue_broadcast.client_format import (
+    add_client_format,
+    client_frame,
+    has_client_format,
+    is_declared_format,
+)
 from jobqueue_broadcast.errors import InvalidArgument
 from jobqueue_broadcast.events import (
     EVENT_CLASSES,
@@ -35,6 +40,7 @@ class Step(JobEvent, frozen=True, kw_only=True, tag="client_format_test_step"):
 def formats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Formats that a test enters are gone after it."""
     monkeypatch.setattr(client_format, "_FORMATS", dict(client_format._FORMATS))
+    monkeypatch.setattr(client_format, "_DECLARED", set(client_format._DECLARED))
 
 
 # Wire protocol, section 4, row by row.
@@ -140,3 +146,23 @@ def test_a_hosts_format_must_return_a_struct(made: Any) -> None:
     add_client_format(Step, lambda event: made)
     with pytest.raises(InvalidArgument, match=r"client_format of Step: expected it to return a"):
         client_frame(Step(job_id="job-1"))
+
+
+def test_a_hosts_format_that_raises_is_named() -> None:
+    error = LookupError("no such step")
+
+    def fails(_: Step) -> None:
+        raise error
+
+    add_client_format(Step, fails)
+    with pytest.raises(InvalidArgument, match=r"client_format of Step raised .*no such step") as it:
+        client_frame(Step(job_id="job-1"))
+    assert it.value.__cause__ is error
+
+
+def test_only_a_format_that_a_host_declared_is_known_to_fail() -> None:
+    step = Step(job_id="job-1")
+    assert not is_declared_format(step)
+    add_client_format(Step, lambda event: DATA)
+    assert is_declared_format(step)
+    assert not any(is_declared_format(event) for event, _ in ROWS)

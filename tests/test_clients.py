@@ -1,7 +1,9 @@
+import logging
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import pytest
 
 from jobqueue_broadcast import delivery
@@ -21,10 +23,11 @@ from jobqueue_broadcast.events import (
     JobSubmitted,
     SystemCounts,
     SystemStats,
+    encode,
 )
 from jobqueue_broadcast.positions import Position
 from jobqueue_broadcast.testing import ManualClock, RecordingConnection
-from tests.doubles import HandLoop, SlowConnection
+from tests.doubles import HandLoop, LogBackplane, SlowConnection
 
 ALICE, BOB = Principal(id="alice"), Principal(id="bob")
 
@@ -32,6 +35,28 @@ ALICE, BOB = Principal(id="alice"), Principal(id="bob")
 @declare_event(topics=["jobs"])
 class ClientsNote(JobEvent, frozen=True, kw_only=True, tag="clients_note"):
     """A host's own event that clients are not told of."""
+
+
+class ClientsStepFrame(msgspec.Struct, tag_field="type", tag="clients_step"):
+    job_id: str
+    step: Any
+
+
+def clients_step_frame(event: "ClientsStep") -> ClientsStepFrame:
+    """Fail in each way a host's format can."""
+    if event.step == "raises":
+        raise LookupError("no such step")
+    if event.step == "is no struct":
+        return None  # type: ignore[return-value]
+    step = object() if event.step == "is no JSON" else event.step
+    return ClientsStepFrame(event.job_id, step)
+
+
+@declare_event(topics=["jobs"], client_format=clients_step_frame)
+class ClientsStep(JobEvent, frozen=True, kw_only=True, tag="clients_step"):
+    """A host's own event that clients are told of, if its format can be made."""
+
+    step: str
 
 
 class Bench:
@@ -611,3 +636,42 @@ def test_who_is_removed_twice_does_not_evict_its_successor() -> None:
     bench.clients.let_go("c")
     bench.clients.remove(old)
     assert len(bench.clients) == bench.clients.away_count == 0
+
+
+@pytest.mark.parametrize("step", ["raises", "is no struct", "is no JSON"])
+def test_what_cannot_be_told_of_another_nodes_event_stops_nobody(
+    step: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = LogBackplane()
+    bench = Bench(backplane=log)
+    monitor, plain = RecordingConnection(), RecordingConnection()
+    bench.broadcaster.add_monitor("m", monitor)
+    bench.broadcaster.add_client("plain", plain)
+    bench.broadcaster.subscribe_client_to_job("plain", "a")
+    opted = bench.connect("new")
+    bench.subscribe()
+    bench.submit()
+    log.publish(encode(ClientsStep(job_id="a", step="good", timestamp=2)))
+    # The node it comes from has another format, which can be made of it.
+    log.publish(encode(ClientsStep(job_id="a", step=step, timestamp=3)))
+    bench.progress()
+    told = ["job_accepted a", "clients_step a", "update_job_progress a"]
+    positions = [1, 2, 4]
+    with caplog.at_level(logging.ERROR, "jobqueue_broadcast"):
+        log.give_back()
+        # Once for all clients, not once for each.
+        assert caplog.messages == ["clients are not told of ClientsStep"]
+        assert brief(plain) == [HELLO, *told]
+        at_once = [f"{frame} {at}" for frame, at in zip(told, positions, strict=True)]
+        assert brief(opted) == [f"{HELLO} 0", *at_once]
+        # It is in the history, and whoever resumes is sent what comes after it all the same.
+        assert brief(bench.connect(bench.at(0))) == brief(opted)
+        assert len(caplog.messages) == 2
+    assert all(record.exc_info for record in caplog.records)
+    assert [frame["type"] for frame in monitor.frames[1:]] == [
+        "job_submitted",
+        "clients_step",
+        "clients_step",
+        "update_job_progress",
+    ]
+    assert (opted.closed, plain.closed) == ((4409, "replaced by a newer connection"), None)

@@ -260,10 +260,11 @@ class EventBroadcaster:
         return state.info() if state else None
 
     def restore(self, events: Iterable[Event]) -> None:
-        """Fold events of before into the states, without sending them to anybody.
+        """Fold events of before into the states, without sending them as events.
 
-        For a host that starts again with an empty broadcaster: newcomers, and peers told
-        `resync_required`, are given these states. Each event needs a timestamp.
+        For a host that starts again with an empty broadcaster: newcomers are given these states,
+        and whoever has connected already is told `resync_required` and given them too. Each event
+        needs a timestamp.
 
         Raises:
             InvalidArgument: An event is not declared or has no timestamp.
@@ -273,6 +274,7 @@ class EventBroadcaster:
                 raise InvalidArgument(f"restore: expected events with timestamps, got {event!r}")
             event_topics(event)
             self.intake.restore(stamped(event, event.timestamp))
+        self.intake.resync("trimmed")
 
     def revoke(self, principal: Principal | str) -> None:
         """Close every connection of a principal with 4401, here and on every other node.

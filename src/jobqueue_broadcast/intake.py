@@ -116,8 +116,8 @@ class Intake:
         self._delivery.settle()
 
     def restore(self, event: Event) -> None:
-        """Take an event of before into the states alone."""
-        self._fold(event)
+        """Take an event of before into the states alone; `resync` tells who is here already."""
+        self._learn(event)
         self._keep_bounds()
 
     def agree(self, message: Control) -> None:

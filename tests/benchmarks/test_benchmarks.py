@@ -44,7 +44,16 @@ def test_a_missing_frame_shows() -> None:
     assert not found["complete"]
 
 
-@pytest.mark.slow
+def test_a_scenario_runs_and_is_reported() -> None:
+    results = Results(machine={"Python": "3"}, settings={"connections": CONNECTIONS})
+    program.measure(SMALL, {"S1", "S8"}, results)
+
+    assert {figure.scenario for figure in results.figures} == {"S1", "S8"}
+    assert all(value > 0 for figure in results.figures for value in figure.values)
+    assert "Goals" in report.text(results)
+
+
+@pytest.mark.soak
 def test_every_scenario_runs() -> None:
     results = Results(machine={"Python": "3"}, settings={"connections": CONNECTIONS})
     program.measure(SMALL, set(program.ALL), results)

@@ -44,6 +44,11 @@ class LoopThread:
         return self.run(run())
 
     def close(self) -> None:
+        async def settle() -> None:
+            for _ in range(5):  # an aborted transport closes its socket in a later turn
+                await asyncio.sleep(0)
+
+        self.run(settle())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
         self.loop.close()

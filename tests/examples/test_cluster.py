@@ -97,6 +97,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str, Any]] = []
+        self.progress: dict[str, float] = {}  # of each worker's present job
         self.gaps = 0
 
     async def follow(self, monitor: MonitorPeer) -> None:
@@ -106,6 +107,8 @@ class Seen:
                     self.gaps += 1
                 case JobAssigned() | JobCompleted() | JobProgress():
                     detail = item.progress if isinstance(item, JobProgress) else None
+                    if isinstance(item, JobProgress):
+                        self.progress[item.worker_id] = item.progress
                     self.events.append((type(item).__name__, item.job_id, detail))
 
     def count(self, kind: str) -> Counter[str]:
@@ -148,6 +151,9 @@ async def test_any_process_may_be_killed_and_no_job_is_lost() -> None:
             # Amid the work: some jobs are in hand, some wait.
             known = len(right.events)
             await until(lambda: len(right.events) > known + 5)  # noqa: B023
+            if victim == "worker 1":
+                # Not just when it is done: then it could not but say so twice.
+                await until(lambda: 0.1 < right.progress.get("worker-1", 1) < 0.5)
             killing = asyncio.create_task(cluster.kill(victim))
             awaited += await submit([one, two], 4)
             await killing
