@@ -56,7 +56,7 @@ class Node:
     ) -> str:
         """Claim an id; return the name of the connection it is for."""
         if answer:
-            self.answer = Claim(**{"owner": "alice"} | answer)
+            self.answer = Claim(owner="alice", **answer)
         with pytest.raises(StopIteration):
             self.claims.claim(kind, peer_id, principal).send(None)
         return self.asked[-1][-1]
@@ -108,7 +108,7 @@ def test_an_id_of_another_principal_is_refused_and_nothing_of_it_is_known() -> N
     node.answer = Claim(owner="alice", known=True, jobs={"secret": (1, 0)})
     with pytest.raises(IdTaken, match="client id 'p' belongs to another principal"):
         node.claims.claim("client", "p", BOB).send(None)
-    assert node.claims.jobs_of("p") is None
+    assert node.claims.jobs_of("p", ALICE) is None
     assert not node.claims.connected(node.peer(), 0)
     assert len(node.claims) == 0
 
@@ -129,17 +129,17 @@ def test_where_the_nodes_cannot_be_asked_this_one_decides_alone(
 
 def test_what_a_client_followed_is_known_until_it_is_registered() -> None:
     node = Node()
-    assert node.claims.jobs_of("p") is None
+    assert node.claims.jobs_of("p", ALICE) is None
     node.claim("monitor", known=True, jobs={"of a monitor": (1, 0)})
-    assert node.claims.jobs_of("p") is None
+    assert node.claims.jobs_of("p", ALICE) is None
     node.claim(known=False)
-    assert node.claims.jobs_of("p") is None
+    assert node.claims.jobs_of("p", ALICE) is None
     node.claim(known=True)
-    assert node.claims.jobs_of("p") == {}
+    assert node.claims.jobs_of("p", ALICE) == {}
     node.claim(known=True, jobs={"a": (3, 1)})
-    assert node.claims.jobs_of("p") == {"a": (3, 1)}
+    assert node.claims.jobs_of("p", ALICE) == {"a": (3, 1)}
     node.claims.connected(node.peer(), 0)
-    assert node.claims.jobs_of("p") is None
+    assert node.claims.jobs_of("p", ALICE) is None
 
 
 # --- who replaces whom ----------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_ids_that_were_granted_and_never_used_are_bounded(monkeypatch: pytest.Mo
     node = Node()
     for peer_id in ("one", "two", "three"):
         node.claim(peer_id=peer_id, known=True)
-    known = [node.claims.jobs_of(peer_id) for peer_id in ("one", "two", "three")]
+    known = [node.claims.jobs_of(peer_id, ALICE) for peer_id in ("one", "two", "three")]
     assert known == [None, {}, {}]
 
 
@@ -263,3 +263,25 @@ def test_who_left_is_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -
         node.claims.lost(peer)
     moved = [node.claims.has_moved(replaced(name, peer_id=of)) for of, name in left.items()]
     assert moved == [False, True, True]
+
+
+def test_what_was_granted_and_not_used_is_nobody_elses_to_inherit() -> None:
+    node = Node()
+    node.claim(known=True, jobs={"secret": (1, 0)})
+    assert node.claims.jobs_of("p", ALICE) == {"secret": (1, 0)}
+    assert node.claims.jobs_of("p", BOB) is None
+    # The backplane fails, and this node alone lets bob have the id.
+    node.answer = BackplaneUnavailable("away")
+    node.claim(principal=BOB)
+    assert node.claims.jobs_of("p", BOB) is None
+    bob = node.peers.add_client("p", RecordingConnection(), principal=BOB)
+    assert not node.claims.connected(bob, 0)
+    assert len(node.claims) == 0
+
+
+def test_a_grant_to_another_principal_is_not_taken_for_ones_own() -> None:
+    node = Node()
+    node.claim()
+    bob = node.peers.add_client("p", RecordingConnection(), principal=BOB)
+    assert not node.claims.connected(bob, 0)
+    assert len(node.claims) == 0

@@ -191,3 +191,10 @@ def test_a_group_that_was_dropped_before_does_not_take_its_successor_along() -> 
     second.members[object()] = None  # type: ignore[index]
     index.discard(second)
     assert index.group_count == 1
+
+
+def test_where_no_monitor_has_filters_none_are_asked() -> None:
+    index = MonitorIndex()
+    group = index.group(TextWire(), False, Subscription.of(["jobs"]))
+    assert list(index.matching("job_failed", frozenset({"jobs"}), None, None)) == [group]
+    assert list(index.matching("system_stats", frozenset({"system_stats"}), None, None)) == []

@@ -422,7 +422,10 @@ class EventBroadcaster:
         """
         _check_id("client_id", client_id)
         self.clients.check_id(client_id, principal)
-        if self._claims is not None and (jobs := self._claims.jobs_of(client_id)) is not None:
+        if (
+            self._claims is not None
+            and (jobs := self._claims.jobs_of(client_id, principal)) is not None
+        ):
             self.clients.adopt(client_id, principal, jobs, resume)
         added = self.clients.add(client_id, connection, principal, resume)
         self._note_added(added)

@@ -71,6 +71,8 @@ class Claims:
         Raises:
             IdTaken: The id belongs to another principal.
         """
+        # What an earlier handshake was granted and did not use is not this principal's to inherit.
+        self._pending.pop((kind, peer_id), None)
         connection = uuid4().hex[:16]
         try:
             claim = await self._remote.claim(kind, peer_id, principal.id, connection)
@@ -83,15 +85,17 @@ class Claims:
         while len(self._pending) > _PENDING_LIMIT:
             self._pending.popitem(last=False)
 
-    def jobs_of(self, client_id: str) -> dict[str, tuple[int, int]] | None:
+    def jobs_of(self, client_id: str, principal: Principal) -> dict[str, tuple[int, int]] | None:
         """Return a client's subscriptions as all nodes know them; `None`: they know of none."""
         pending = self._pending.get(("client", client_id))
-        return pending.claim.jobs if pending is not None and pending.claim.known else None
+        if pending is None or not pending.claim.known or pending.claim.owner != principal.id:
+            return None
+        return pending.claim.jobs
 
     def connected(self, subscriber: Subscriber, now: float) -> bool:
         """Note that the connection is registered; return whether it was replaced already."""
         pending = self._pending.pop((subscriber.kind, subscriber.id), None)
-        if pending is None:
+        if pending is None or pending.claim.owner != subscriber.principal.id:
             return False
         self._held[subscriber] = (pending.connection, now)
         left = self._left.pop((subscriber.kind, subscriber.id), "")

@@ -3,6 +3,12 @@
 The suites are `jobqueue_broadcast.testing.adapters` and `jobqueue_broadcast.testing.backplanes`.
 """
 
-from jobqueue_broadcast.testing.doubles import ManualClock, RecordingConnection
+from jobqueue_broadcast.testing.doubles import (
+    BrokenConnection,
+    HandLoop,
+    ManualClock,
+    RecordingConnection,
+    SlowConnection,
+)
 
-__all__ = ["ManualClock", "RecordingConnection"]
+__all__ = ["BrokenConnection", "HandLoop", "ManualClock", "RecordingConnection", "SlowConnection"]
