@@ -199,10 +199,10 @@ Frame = dict[str, Any]
 
 
 class Wire:
-    """The server's end of the page's WebSockets, frame by frame: PROTOCOL said by hand.
+    """The server's end of the page's WebSockets, frame by frame: the wire protocol said by hand.
 
-    Each new connection is greeted unless `accepting` is false; then it is closed before it opens
-    its mouth, which is all that a browser can tell of a refusal.
+    Each new connection is greeted unless `accepting` is false, or it lacks the `token` there is;
+    then it is closed before it opens its mouth, which is all that a browser can tell of a refusal.
     """
 
     url = "http://dashboard.test/"
@@ -210,6 +210,7 @@ class Wire:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.accepting = True
+        self.token: str | None = None
         self.snapshot: Frame = {
             "workers": {},
             "machines": {},
@@ -242,7 +243,7 @@ class Wire:
 
     def _monitor(self, socket: WebSocketRoute) -> None:
         self.monitors.append(socket)
-        if not self.accepting:
+        if not self.accepting or (self.token and f"token={self.token}" not in socket.url):
             socket.close(code=1011)
             return
         socket.on_message(lambda message: self._hear_monitor(socket, json.loads(message)))

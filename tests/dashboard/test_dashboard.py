@@ -529,11 +529,10 @@ class TestConnection:
         assert "token=open%2Bsesame%2F" in wire.monitors[-1].url  # kept for the tab
 
     def test_offers_a_token_field_when_refused(self, wire: Wire) -> None:
-        wire.accepting = False
+        wire.token = "sesame"
         wire.open()
         field = wire.page.get_by_label("Access token", exact=True).and_(wire.page.locator("input"))
         expect(field).to_be_visible()
-        wire.accepting = True
         field.fill("sesame")
         field.press("Enter")
         expect_live(wire.page)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as websockets_connect
 
 from jobqueue_broadcast import EventBroadcaster, JobCompleted, JobProgress
 from jobqueue_broadcast.adapters.websockets import BroadcastServer, serve
@@ -177,6 +179,58 @@ def test_a_slow_reader_that_recovers_has_every_outcome_in_order(swarm: Swarm) ->
                     assert earlier["type"] == "update_job_progress"
                     assert earlier["progress"] < later.get("progress", 2)
             print(f"\n{jobs} outcomes of {jobs}, in order; {conflated} progress frames conflated")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.soak
+def test_the_others_do_not_wait(swarm: Swarm) -> None:
+    """Prints how late a probe is told of outcomes, without a stalled reader and beside one (R5).
+
+    The two are measured in turn, in one run, while the other peers are served too. Nothing is
+    asserted of the times: they are for a quiet machine to show, and for a person to judge.
+    """
+
+    async def latency(stalled: int) -> list[float]:
+        broadcaster = EventBroadcaster(outbox_limit=64 * 1024 * 1024, stall_limit=60.0)
+        peers = Swarm()
+        try:
+            async with serve(broadcaster, None, None, sock=listener(), grace=2.0) as server:
+                slow = await connect(server, peers, stalled)
+                while stalled and broadcaster.stats().behind < stalled:
+                    broadcaster.broadcast(completed(0))
+                    await asyncio.sleep(0)
+                async with websockets_connect(
+                    f"ws://127.0.0.1:{server.port}/ws/monitor/probe"
+                ) as probe:
+                    await probe.recv()
+                    took = [await one(broadcaster, probe) for _ in range(500)]
+                for peer in slow:
+                    peer.socket.close()
+                return took
+        finally:
+            await asyncio.to_thread(peers.close)
+
+    async def one(broadcaster: EventBroadcaster, probe: ClientConnection) -> float:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        broadcaster.broadcast(completed(1))
+        await probe.recv()
+        return loop.time() - began
+
+    async def scenario() -> None:
+        alone, beside = [], []
+        for _ in range(3):
+            alone += sorted(await latency(0))
+            beside += sorted(await latency(1))
+        for took in (alone, beside):
+            assert len(took) == 1500
+            took.sort()
+        p99 = [took[int(len(took) * 0.99)] * 1000 for took in (alone, beside)]
+        print(
+            f"\np99 of a probe among {PEERS} peers: {p99[0]:.2f} ms, beside one stalled reader "
+            f"{p99[1]:.2f} ms: {p99[1] / p99[0]:.2f} times (goal 1.2)"
+        )
 
     asyncio.run(scenario())
 
