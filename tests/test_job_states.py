@@ -254,3 +254,15 @@ def test_jobs_may_come_and_go_while_they_are_looked_at() -> None:
         latch.take(completed(state.id))
         latch.take(submitted(f"new-{state.id}"))
     assert seen == ["0", "1", "2", "3", "4"]
+
+
+def test_a_terminal_status_after_the_outcome_is_no_news() -> None:
+    jobs = states()
+    for event in (submitted(), completed()):
+        assert jobs.take(event)[1]
+    for new in sorted(TERMINAL_STATUSES):
+        state, told = jobs.take(status(new))
+        assert not told
+        assert state.status == "completed"
+    state, told = jobs.take(status("pending"))
+    assert (told, state.status, state.outcome) == (True, "pending", None)
