@@ -31,6 +31,15 @@ Algorithm: TypeAlias = Literal["HS256", "HS384", "HS512"]
 # RFC 7518, section 3.2: a key must be at least as long as the hash.
 _SECRET_BYTES: dict[str, int] = {"HS256": 32, "HS384": 48, "HS512": 64}
 
+# Older PyJWT raises plain errors for odd payloads.
+_NO_GOOD = (
+    jwt.PyJWTError,
+    msgspec.MsgspecError,
+    InvalidArgument,
+    TypeError,
+    ValueError,
+    OverflowError,
+)
 _REQUIRED = ["sub", "iat", "exp"]
 
 
@@ -132,8 +141,7 @@ class SignedTokens:
         """Return whom a token stands for; `None` when it is no good, for whatever reason."""
         try:
             return _principal(msgspec.convert(self._decode(token), _Payload), self._leeway)
-        except (jwt.PyJWTError, InvalidArgument, TypeError, ValueError, OverflowError):
-            # A `ValueError` is also msgspec's, and what older PyJWT raises for odd payloads.
+        except _NO_GOOD:
             return None
 
     def _decode(self, token: str) -> dict[str, Any]:
