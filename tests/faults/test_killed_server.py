@@ -122,7 +122,8 @@ def judge(work: Work, shown: dict[str, list[object]], outcomes: Counter[str]) ->
 
 
 def test_no_outcome_is_lost_or_shown_twice() -> None:
-    asyncio.run(scenario(jobs=100, kills=3))
+    # More watches than the server takes commands at once, so that pauses and kills meet.
+    asyncio.run(scenario(jobs=200, kills=3))
 
 
 @pytest.mark.soak

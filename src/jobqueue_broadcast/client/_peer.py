@@ -251,12 +251,15 @@ class Peer(ABC):
 
         The answer does not say to which command it is; all of them can be repeated.
         """
-        if self._pausing or self._tasks is None:
+        if self._tasks is None:
             return
-        self._pausing = True
+        # Held anew even during a pause: a reconnection in the meantime has released the lanes, and
+        # what was sent since would be waited for without end.
         for lane in self._lanes:
             lane.hold()
-        self._tasks.start_soon(self._speed_up)
+        if not self._pausing:
+            self._pausing = True
+            self._tasks.start_soon(self._speed_up)
 
     async def _speed_up(self) -> None:
         await anyio.sleep(_RATE_PAUSE)
