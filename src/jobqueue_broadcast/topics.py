@@ -76,7 +76,7 @@ def event_topics(event: Event | type[Event]) -> frozenset[str]:
 
 @cache
 def _topics_of(cls: type[Event]) -> frozenset[str]:
-    """Look a class up once: its tag is read from its configuration, 0.3 µs each time."""
+    """Look a class up once: reading its tag from its configuration takes 0.1 µs each time."""
     try:
         return TOPICS_OF_TYPE[event_type(cls)]
     except KeyError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
@@ -58,9 +58,10 @@ async def connect(server: BroadcastServer, swarm: Swarm, stalled: int) -> list[R
     return slow
 
 
-async def broadcast_until(broadcaster: EventBroadcaster, done: object, most: int) -> int:
+async def broadcast_until(
+    broadcaster: EventBroadcaster, done: Callable[[], bool], most: int
+) -> int:
     """Broadcast outcomes, one a turn, until `done()` or `most`; return how many."""
-    assert callable(done)
     for number in range(most):
         if done():
             return number

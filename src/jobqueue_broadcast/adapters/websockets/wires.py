@@ -24,24 +24,28 @@ def _header(first: int, length: int) -> bytes:
     return bytes((first, 127)) + length.to_bytes(8)
 
 
-class PlainWire:
-    """Uncompressed text frames."""
-
-    def pack(self, payload: bytes) -> bytes:
-        """Return a final, unmasked text frame."""
-        return _header(_FINAL_TEXT, len(payload)) + payload
+class _Joined:
+    """What both wires do with packed frames."""
 
     def join(self, packed: Sequence[bytes]) -> bytes:
         """Return the frames as one piece."""
         return packed[0] if len(packed) == 1 else b"".join(packed)
 
 
-class DeflateWire:
+class PlainWire(_Joined):
+    """Uncompressed text frames."""
+
+    def pack(self, payload: bytes) -> bytes:
+        """Return a final, unmasked text frame."""
+        return _header(_FINAL_TEXT, len(payload)) + payload
+
+
+class DeflateWire(_Joined):
     """Text frames compressed by permessage-deflate (RFC 7692) without context takeover.
 
     Because no frame refers to an earlier one, a frame is compressed once for every connection, and
     a connection needs no memory for it. A full flush makes the one compressor forget what it has
-    seen: making a new one per frame, as the extension does, takes 14 µs, this takes 5.
+    seen, in half the time that making a new one per frame takes (9 µs against 21 at 122 bytes).
 
     Args:
         window_bits: The window agreed with the peer, 9 to 15.
@@ -56,10 +60,6 @@ class DeflateWire:
         # RFC 7692, section 7.2.1: the empty block that ends a flush is left out.
         data = data.removesuffix(_EMPTY_BLOCK)
         return _header(_FINAL_TEXT | _COMPRESSED, len(data)) + data
-
-    def join(self, packed: Sequence[bytes]) -> bytes:
-        """Return the frames as one piece."""
-        return packed[0] if len(packed) == 1 else b"".join(packed)
 
 
 PLAIN = PlainWire()
