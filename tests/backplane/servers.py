@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
@@ -18,7 +17,7 @@ from typing import Any, Self
 import pytest
 import redis
 
-__all__ = ["Proxy", "RedisServer", "find_redis_server", "free_port", "require_redis_server"]
+from tests.tcp import Proxy as TcpProxy
 
 
 def find_redis_server() -> str | None:
@@ -114,76 +113,9 @@ class RedisServer:
             self.kill()
 
 
-class Proxy:
-    """Forwards bytes to a port; told to hold, it takes them and forwards nothing.
-
-    `hold_answers` holds what the server says only; `cut` breaks all connections.
-    """
-
-    def __init__(self, port: int) -> None:
-        self.target = port
-        self.port = 0
-        self._open = asyncio.Event()
-        self._answering = asyncio.Event()
-        self.release()
-        self._tasks: set[asyncio.Task[None]] = set()
+class Proxy(TcpProxy):
+    """A proxy before a redis-server."""
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
-
-    def hold(self) -> None:
-        self._open.clear()
-
-    def hold_answers(self) -> None:
-        self._answering.clear()
-
-    def release(self) -> None:
-        self._open.set()
-        self._answering.set()
-
-    def cut(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            with suppress(OSError):
-                there, back = await asyncio.open_connection("127.0.0.1", self.target)
-                try:
-                    await asyncio.gather(
-                        self._pump(reader, back, self._open),
-                        self._pump(there, writer, self._answering, self._open),
-                    )
-                finally:
-                    back.close()
-        except asyncio.CancelledError:
-            pass
-        finally:
-            writer.close()
-            self._tasks.discard(task)
-
-    async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *gates: asyncio.Event
-    ) -> None:
-        with suppress(OSError):
-            while data := await reader.read(65536):
-                for gate in gates:
-                    await gate.wait()
-                writer.write(data)
-                await writer.drain()
-        writer.close()

@@ -10,12 +10,14 @@ import pytest
 
 from tests.client.harness import (
     LoopThread,
-    Proxy,
+    ProxyThread,
     RealServer,
     Script,
     ScriptedServer,
+    TcpThread,
     loop_thread,
 )
+from tests.tcp import Handler, TcpServer
 
 
 @pytest.fixture
@@ -51,9 +53,19 @@ def scripted(thread: LoopThread, stack: ExitStack) -> Callable[..., ScriptedServ
 
 
 @pytest.fixture
-def proxied(thread: LoopThread, stack: ExitStack) -> Callable[[int], Proxy]:
-    def start(target: int) -> Proxy:
-        proxy = Proxy(thread, target).start()
+def raw(thread: LoopThread, stack: ExitStack) -> Callable[[Handler], TcpThread]:
+    def start(handle: Handler) -> TcpThread:
+        server = TcpThread(thread, TcpServer(handle)).start()
+        stack.callback(server.stop)
+        return server
+
+    return start
+
+
+@pytest.fixture
+def proxied(thread: LoopThread, stack: ExitStack) -> Callable[[int], ProxyThread]:
+    def start(target: int) -> ProxyThread:
+        proxy = ProxyThread(thread, target).start()
         stack.callback(proxy.stop)
         return proxy
 

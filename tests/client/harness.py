@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import anyio
 from websockets.asyncio.server import Server, ServerConnection
@@ -19,6 +19,7 @@ from websockets.http11 import Request, Response
 from jobqueue_broadcast import EventBroadcaster
 from jobqueue_broadcast.adapters.websockets import BroadcastServer, serve
 from jobqueue_broadcast.client import Backoff
+from tests.tcp import Proxy, TcpServer
 
 T = TypeVar("T")
 
@@ -101,83 +102,50 @@ class RealServer:
         return self.submitted[-1]
 
 
-class Proxy:
-    """Passes TCP on until told otherwise."""
+class TcpThread:
+    """A server of `tests.tcp`, run in the server's loop."""
 
-    def __init__(self, thread: LoopThread, target: int) -> None:
+    def __init__(self, thread: LoopThread, server: TcpServer) -> None:
         self.thread = thread
-        self.target = target
-        self.connections = 0
-        self.from_client = 0
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-        self._deaf = False
-        self._server: asyncio.Server | None = None
-        self.port = 0
+        self.server = server
 
-    def start(self) -> Proxy:
-        async def start() -> None:
-            self._server = await asyncio.start_server(self._handle, "127.0.0.1", 0)
-            self.port = self._server.sockets[0].getsockname()[1]
-
-        self.thread.run(start())
+    def start(self) -> Self:
+        self.thread.run(self.server.__aenter__())
         return self
 
     def stop(self) -> None:
-        async def stop() -> None:
-            assert self._server is not None
-            self._server.close()
-            self._cut()
-            self._flowing.set()
+        self.thread.run(self.server.__aexit__())
 
-        self.thread.run(stop())
+    @property
+    def connections(self) -> int:
+        return self.server.connections
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}"
+        return f"ws://127.0.0.1:{self.server.port}"
+
+
+class ProxyThread(TcpThread):
+    """`Proxy` of `tests.tcp`, run in the server's loop."""
+
+    server: Proxy
+
+    def __init__(self, thread: LoopThread, target: int) -> None:
+        super().__init__(thread, Proxy(target))
+
+    @property
+    def from_client(self) -> int:
+        return self.server.from_client
 
     def cut(self) -> None:
-        """Reset every connection."""
-        self.thread.call(self._cut)
+        self.thread.call(self.server.cut)
 
     def withhold(self) -> None:
         """Pass nothing on from the server any more."""
-        self.thread.call(self._flowing.clear)
+        self.thread.call(self.server.hold_answers)
 
     def flow(self) -> None:
-        self.thread.call(self._flowing.set)
-
-    def _cut(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
-
-    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        try:
-            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
-            writer.transport.abort()
-            return
-        self._writers |= {writer, there_writer}
-        await asyncio.gather(
-            self._pass(reader, there_writer, counted=True), self._pass(there_reader, writer)
-        )
-
-    async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counted: bool = False
-    ) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                if counted:
-                    self.from_client += len(data)
-                else:
-                    await self._flowing.wait()
-                writer.write(data)
-                await writer.drain()
-        writer.transport.abort()
-        self._writers.discard(writer)
+        self.thread.call(self.server.release)
 
 
 class Visit:

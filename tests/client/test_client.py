@@ -34,12 +34,12 @@ from jobqueue_broadcast.errors import (
     InvalidArgument,
     JobFailedError,
 )
-from tests.client.harness import BACKOFF, Proxy, RealServer, in_time, until
+from tests.client.harness import BACKOFF, ProxyThread, RealServer, in_time, until
 
 pytestmark = pytest.mark.anyio
 
 Serve = Callable[..., RealServer]
-Proxied = Callable[[int], Proxy]
+Proxied = Callable[[int], ProxyThread]
 
 
 def completed(job_id: str, result: Any = None) -> JobCompleted:

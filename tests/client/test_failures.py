@@ -30,20 +30,23 @@ from jobqueue_broadcast.errors import (
 )
 from tests.client.harness import (
     BACKOFF,
-    Proxy,
+    ProxyThread,
     RealServer,
     Script,
     ScriptedServer,
+    TcpThread,
     Visit,
     in_time,
     until,
 )
+from tests.tcp import Handler
 
 pytestmark = pytest.mark.anyio
 
 Scripted = Callable[..., ScriptedServer]
 Serve = Callable[..., RealServer]
-Proxied = Callable[[int], Proxy]
+Proxied = Callable[[int], ProxyThread]
+Raw = Callable[[Handler], TcpThread]
 
 STATE: dict[str, Any] = {"workers": {}, "machines": {}, "jobs": {}, "system_stats": {}}
 
@@ -147,53 +150,31 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(serve: Serve) -> Non
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
     ],
 )
-async def test_what_does_not_speak_websocket_is_asked_again(
-    thread: Any, answer: bytes, anyio_backend: str
-) -> None:
-    connections = 0
-
+async def test_what_does_not_speak_websocket_is_asked_again(raw: Raw, answer: bytes) -> None:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)
-        writer.close()
 
-    server = thread.run(asyncio.start_server(handle, "127.0.0.1", 0))
-    port = server.sockets[0].getsockname()[1]
-    async with in_time(), anyio.create_task_group() as tasks:
-
-        async def connect() -> None:
-            async with connect_monitor(f"ws://127.0.0.1:{port}", monitor_id="m", backoff=BACKOFF):
-                pytest.fail("not to be entered")
-
-        tasks.start_soon(connect)
-        await until(lambda: connections >= 3)
-        tasks.cancel_scope.cancel()
-    thread.call(server.close)
+    await connects_again_and_again(raw(handle))
 
 
-async def test_a_server_that_never_answers_is_given_up(thread: Any) -> None:
-    connections = 0
-
+async def test_a_server_that_never_answers_is_given_up(raw: Raw) -> None:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
         await reader.read()
-        writer.close()
 
-    server = thread.run(asyncio.start_server(handle, "127.0.0.1", 0))
-    url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    await connects_again_and_again(raw(handle), open_timeout=0.05)
+
+
+async def connects_again_and_again(server: TcpThread, **options: Any) -> None:
     async with in_time(), anyio.create_task_group() as tasks:
 
         async def connect() -> None:
-            async with connect_monitor(url, monitor_id="m", backoff=BACKOFF, open_timeout=0.05):
+            async with connect_monitor(server.url, monitor_id="m", backoff=BACKOFF, **options):
                 pytest.fail("not to be entered")
 
         tasks.start_soon(connect)
-        await until(lambda: connections >= 3)
+        await until(lambda: server.connections >= 3)
         tasks.cancel_scope.cancel()
-    thread.call(server.close)
 
 
 # --- the end of a connection ---------------------------------------------------------------------

@@ -20,12 +20,12 @@ from jobqueue_broadcast import (
 )
 from jobqueue_broadcast.client import Gap, MonitorPeer, connect_monitor
 from jobqueue_broadcast.errors import CommandFailed, ConnectionEnded, InvalidArgument
-from tests.client.harness import BACKOFF, Proxy, RealServer, in_time, until
+from tests.client.harness import BACKOFF, ProxyThread, RealServer, in_time, until
 
 pytestmark = pytest.mark.anyio
 
 Serve = Callable[..., RealServer]
-Proxied = Callable[[int], Proxy]
+Proxied = Callable[[int], ProxyThread]
 
 
 def progress(number: int, job_id: str = "j") -> JobProgress:
