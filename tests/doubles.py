@@ -47,23 +47,23 @@ class SharedIds:
 
     def __init__(self) -> None:
         self.log = LogBackplane()
-        self.claim = Claim(owner="alice")
+        self.claim = Claim(owner="alice", number=10)
         self.remote = create_autospec(RemoteBackplane, instance=True)
         self.remote.attach.side_effect = self.log.attach
         self.remote.publish.side_effect = self.log.publish
-        self.remote.claim = self.answer
-        self.remote.reach = self.answer
+        self.remote.claim = self._claimed
+        self.remote.reach = self._reached
         self.clock = ManualClock()
         self.broadcaster = EventBroadcaster(clock=self.clock, backplane=self.remote)
 
-    async def answer(self, *_: Any) -> Any:
+    def prepare(self, kind: Any, resume: Any = None, principal: Principal = _ALICE) -> Any:
+        """Await what a peer `p` waits for before it is registered; return what it is granted."""
+        with pytest.raises(StopIteration) as returned:
+            self.broadcaster.prepare(kind, "p", principal, resume).send(None)
+        return returned.value.value
+
+    async def _claimed(self, *_: Any) -> Claim:
         return self.claim
 
-    def prepare(self, kind: Any, resume: Any = None, principal: Principal = _ALICE) -> None:
-        """Await what a peer `p` waits for before it is registered."""
-        with pytest.raises(StopIteration):
-            self.broadcaster.prepare(kind, "p", principal, resume).send(None)
-
-    def connection(self, number: int = 0) -> str:
-        """The name under which a connection of this node asked to be remembered."""
-        return str(self.remote.hold.call_args_list[number].args[-1])
+    async def _reached(self, *_: Any) -> bool:
+        return True

@@ -12,12 +12,13 @@ from jobqueue_broadcast.auth import ANONYMOUS, Principal
 from jobqueue_broadcast.backplane import Claim, InProcessBackplane, RemoteBackplane
 from jobqueue_broadcast.broadcaster import EventBroadcaster
 from jobqueue_broadcast.clock import SystemClock
-from jobqueue_broadcast.control import PeerReplaced, PrincipalRevoked
+from jobqueue_broadcast.control import PeerReplaced, PrincipalRevoked, decode_control
 from jobqueue_broadcast.errors import (
     BackplaneFull,
     IdTaken,
     InvalidArgument,
     NotBound,
+    Replaced,
     UndeclaredEvent,
     WrongThread,
 )
@@ -504,43 +505,53 @@ def test_an_id_is_agreed_on_before_its_connection_is_registered() -> None:
 
 def test_a_client_goes_on_with_what_it_followed_on_another_node() -> None:
     nodes = SharedIds()
-    nodes.claim = Claim(owner="alice", known=True, previous="elsewhere", jobs={"a": (0, 0)})
-    nodes.prepare("client")
+    nodes.claim = Claim(owner="alice", number=2, known=True, previous=1, jobs={"a": (0, 0)})
+    grant = nodes.prepare("client")
     connection = RecordingConnection()
-    nodes.broadcaster.add_client("p", connection, principal=ALICE)
+    nodes.broadcaster.add_client("p", connection, principal=ALICE, grant=grant)
     # Where it was before is told.
-    assert b'"connection":"elsewhere"' in nodes.log.published[-1]
+    assert decode_control(nodes.log.published[-1]) == PeerReplaced(kind="client", id="p", number=2)
     nodes.broadcaster.broadcast(submitted())
     nodes.log.give_back()
     assert types(connection) == ["connection_established", "job_accepted"]
     nodes.clock.advance(60)
     nodes.broadcaster.tick()
+    nodes.remote.hold.assert_called_once_with("client", "p", "alice", 2)
     # It connects elsewhere.
-    nodes.broadcaster.intake.receive(
-        9, encode(PeerReplaced(kind="client", id="p", connection=nodes.connection()))
-    )
+    nodes.broadcaster.intake.receive(9, encode(PeerReplaced(kind="client", id="p", number=3)))
     assert connection.closed == (4409, "replaced by a newer connection")
     assert nodes.remote.release.call_count == 1
 
 
-def test_a_connection_replaced_before_it_was_registered_is_closed_at_once() -> None:
+@pytest.mark.parametrize("kind", ["monitor", "client"])
+def test_a_connection_replaced_before_it_was_registered_is_refused(kind: Any) -> None:
     nodes = SharedIds()
-    nodes.claim = Claim(owner="alice", previous="older")
-    names: list[str] = []
-
-    async def claim(*arguments: Any) -> Claim:
-        names.append(arguments[-1])
-        return nodes.claim
-
-    nodes.remote.claim = claim
-    nodes.prepare("monitor")
-    nodes.broadcaster.intake.receive(
-        1, encode(PeerReplaced(kind="monitor", id="p", connection=names[0]))
-    )
+    grant = nodes.prepare(kind)
+    nodes.broadcaster.intake.receive(1, encode(PeerReplaced(kind=kind, id="p", number=11)))
+    nodes.claim = Claim(owner="alice", number=12, previous=11)
+    newer = nodes.prepare(kind)
     nodes.log.full = True  # that the older one is replaced cannot be told now
-    connection = RecordingConnection()
-    nodes.broadcaster.add_monitor("p", connection, principal=ALICE)
-    assert connection.closed == (4409, "replaced by a newer connection")
+    present = RecordingConnection()
+    add = nodes.broadcaster.add_monitor if kind == "monitor" else nodes.broadcaster.add_client
+    add("p", present, principal=ALICE, grant=newer)
+    with pytest.raises(Replaced, match=f"a newer connection has the {kind} id 'p'"):
+        add("p", RecordingConnection(), principal=ALICE, grant=grant)
+    assert present.closed is None
+    assert len(nodes.broadcaster.subscribers()) == 1
+
+
+def test_a_grant_is_for_one_peer_only() -> None:
+    nodes = SharedIds()
+    grant = nodes.prepare("client")
+    add_client, add_monitor = nodes.broadcaster.add_client, nodes.broadcaster.add_monitor
+    for add, peer_id, principal in (
+        (add_client, "q", ALICE),
+        (add_client, "p", Principal(id="bob")),
+        (add_monitor, "p", ALICE),
+    ):
+        with pytest.raises(InvalidArgument, match=f"grant: expected the one of .* '{peer_id}'"):
+            add(peer_id, RecordingConnection(), principal=principal, grant=grant)
+    assert nodes.broadcaster.subscribers() == []
 
 
 def test_what_concerns_nobody_here_changes_nothing() -> None:

@@ -255,17 +255,15 @@ def test_a_revocation_of_before_spares_a_credential_of_later() -> None:
 @pytest.mark.parametrize("kind", ["monitor", "client"])
 def test_a_connection_replaced_on_another_node_is_closed(kind: Any) -> None:
     nodes = SharedIds()
-    nodes.prepare(kind)
+    grant = nodes.prepare(kind)
     connection = RecordingConnection()
     add = nodes.broadcaster.add_monitor if kind == "monitor" else nodes.broadcaster.add_client
-    add("p", connection, principal=ALICE)
-    nodes.clock.advance(60)
-    nodes.broadcaster.tick()
-    replaced = PeerReplaced(kind=kind, id="p", connection="of somebody else")
-    nodes.broadcaster.intake.receive(1, encode(replaced))
-    assert connection.closed is None
-    replaced = PeerReplaced(kind=kind, id="p", connection=nodes.connection())
-    nodes.broadcaster.intake.receive(2, encode(replaced))
+    add("p", connection, principal=ALICE, grant=grant)
+    for sequence, number in ((1, 9), (2, 10)):
+        replaced = PeerReplaced(kind=kind, id="p", number=number)
+        nodes.broadcaster.intake.receive(sequence, encode(replaced))
+        assert connection.closed is None
+    nodes.broadcaster.intake.receive(3, encode(PeerReplaced(kind=kind, id="p", number=11)))
     assert connection.closed == (4409, "replaced by a newer connection")
 
 
@@ -286,15 +284,13 @@ def test_an_acceptance_is_told_once_and_not_after_the_submission() -> None:
 
 def test_a_client_that_left_and_came_back_elsewhere_is_no_longer_expected() -> None:
     nodes = SharedIds()
-    nodes.prepare("client")
+    grant = nodes.prepare("client")
     connection = RecordingConnection()
-    nodes.broadcaster.add_client("p", connection, principal=ALICE)
-    nodes.clock.advance(60)
-    nodes.broadcaster.tick()
+    nodes.broadcaster.add_client("p", connection, principal=ALICE, grant=grant)
     nodes.broadcaster.remove_client("p", connection)
     nodes.broadcaster.remove_client("p", connection)
     assert nodes.broadcaster.stats().clients_away == 1
-    moved = PeerReplaced(kind="client", id="p", connection=nodes.connection())
+    moved = PeerReplaced(kind="client", id="p", number=11)
     nodes.broadcaster.intake.replay(9, encode(moved))
     assert nodes.broadcaster.stats().clients_away == 0
     local = made()

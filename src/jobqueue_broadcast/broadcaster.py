@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from jobqueue_broadcast.auth import ANONYMOUS, Principal
 from jobqueue_broadcast.backplane import Backplane, InProcessBackplane, RemoteBackplane
-from jobqueue_broadcast.claims import Claims
+from jobqueue_broadcast.claims import Claims, Grant
 from jobqueue_broadcast.client_format import client_frame, is_declared_format
 from jobqueue_broadcast.clients import Clients
 from jobqueue_broadcast.clock import Clock, SystemClock
@@ -38,6 +38,7 @@ from jobqueue_broadcast.events import Event, encode, stamped
 from jobqueue_broadcast.expiries import Expiries
 from jobqueue_broadcast.frames import Connection
 from jobqueue_broadcast.full_state import FullState
+from jobqueue_broadcast.handshake import Kind
 from jobqueue_broadcast.history import History
 from jobqueue_broadcast.intake import Intake
 from jobqueue_broadcast.job_states import JobStates
@@ -387,6 +388,7 @@ class EventBroadcaster:
         *,
         principal: Principal = ANONYMOUS,
         resume: Position | Literal["new"] | None = None,
+        grant: Grant | None = None,
     ) -> Subscriber:
         """Register a monitor's connection and greet it.
 
@@ -397,15 +399,18 @@ class EventBroadcaster:
             filters: What narrows them.
             principal: Who it acts for.
             resume: `"new"` to be given positions, or the position to continue after.
+            grant: What `prepare` returned for this very connection.
 
         Raises:
             IdTaken: The id belongs to another principal.
+            Replaced: A connection that was granted the id later has it already.
             InvalidArgument: The id is empty; UnknownTopic: a topic belongs to no event type.
         """
         _check_id("monitor_id", monitor_id)
+        _check_grant(grant, "monitor", monitor_id, principal)
         subscription = Subscription.of(topics, filters)
         added = self.monitors.add(monitor_id, connection, subscription, principal, resume)
-        self._note_added(added)
+        self._note_added(added, grant)
         return added
 
     def add_client(
@@ -415,20 +420,19 @@ class EventBroadcaster:
         *,
         principal: Principal = ANONYMOUS,
         resume: Position | Literal["new"] | None = None,
+        grant: Grant | None = None,
     ) -> Subscriber:
         """Register a client's connection, greet it, and send it the states of its jobs.
 
         Args and errors are those of `add_monitor`.
         """
         _check_id("client_id", client_id)
+        _check_grant(grant, "client", client_id, principal)
         self.clients.check_id(client_id, principal)
-        if (
-            self._claims is not None
-            and (jobs := self._claims.jobs_of(client_id, principal)) is not None
-        ):
+        if grant is not None and (jobs := grant.jobs()) is not None:
             self.clients.adopt(client_id, principal, jobs, resume)
         added = self.clients.add(client_id, connection, principal, resume)
-        self._note_added(added)
+        self._note_added(added, grant)
         return added
 
     def remove_monitor(self, monitor_id: str, connection: Connection) -> None:
@@ -460,23 +464,26 @@ class EventBroadcaster:
 
     async def prepare(
         self,
-        kind: Literal["monitor", "client"],
+        kind: Kind,
         peer_id: str,
         principal: Principal,
         resume: Position | Literal["new"] | None = None,
-    ) -> None:
+    ) -> Grant | None:
         """Agree with the other nodes on a peer that connects: awaited before `add_…`.
 
         Whose the id is, what the client followed elsewhere, and, where another node gave out the
         position it resumes at, that this one has read so far. Does nothing without other nodes.
 
+        Returns:
+            What to give to `add_…` for this connection.
+
         Raises:
             IdTaken: The id belongs to another principal.
         """
-        if self._claims is not None:
-            await self._claims.claim(kind, peer_id, principal)
+        grant = None if self._claims is None else await self._claims.claim(kind, peer_id, principal)
         if (reached := self.reach(resume)) is not None:
             await reached
+        return grant
 
     def reach(self, resume: Position | Literal["new"] | None) -> Awaitable[bool] | None:
         """Return what to await before a peer resumes; `None`: nothing.
@@ -530,10 +537,10 @@ class EventBroadcaster:
         for subscriber in self._expiries.due(self.clock.now_ms() / 1000):
             self.delivery.close(subscriber, CloseCode.UNAUTHENTICATED, "credential expired")
 
-    def _note_added(self, subscriber: Subscriber) -> None:
+    def _note_added(self, subscriber: Subscriber, grant: Grant | None) -> None:
         self._expiries.add(subscriber)
-        if self._claims is not None and self._claims.connected(subscriber, self.clock.monotonic()):
-            self.intake.close_replaced(subscriber)
+        if self._claims is not None and grant is not None:
+            self._claims.connected(subscriber, grant, self.clock.monotonic())
         self.delivery.settle()
 
     def _tell_nodes(self, message: Control) -> None:
@@ -562,6 +569,14 @@ def _principal_id(principal: Principal | str) -> str:
 def _check_id(name: str, value: object) -> None:
     if not isinstance(value, str) or not value:
         raise InvalidArgument(f"{name}: expected a non-empty string, got {value!r}")
+
+
+def _check_grant(grant: Grant | None, kind: Kind, peer_id: str, principal: Principal) -> None:
+    if grant is None:
+        return
+    if (grant.kind, grant.id, grant.principal_id) != (kind, peer_id, principal.id):
+        raise InvalidArgument(f"grant: expected the one of {kind} {peer_id!r}")
+    grant.check()
 
 
 def _checked(event: object) -> Event:

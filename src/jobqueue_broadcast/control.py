@@ -53,11 +53,14 @@ class PrincipalUnrevoked(_Control, frozen=True, kw_only=True, tag="$principal_un
 
 
 class PeerReplaced(_Control, frozen=True, kw_only=True, tag="$peer_replaced"):
-    """A connection was replaced by one on another node, of the same id and principal."""
+    """A connection has an id now: those of before are replaced, on whichever node they are.
+
+    `number` is the connection's, as the backplane gave it out.
+    """
 
     kind: Literal["monitor", "client"]
     id: str
-    connection: str
+    number: int
 
 
 Control: TypeAlias = JobAccepted | PeerReplaced | PrincipalRevoked | PrincipalUnrevoked

@@ -10,6 +10,7 @@
     ├── NotBound (RuntimeError)          a call that needs an event loop before there is one
     ├── HookRefusal                      raised by a host's hook to answer a peer with an error
     ├── IdTaken                          the monitor or client id belongs to another principal
+    ├── Replaced                         a newer connection of the principal has the id already
     ├── BackplaneError
     │   ├── BackplaneFull                the bounded publish queue is full: the engine is away
     │   └── BackplaneUnavailable         the engine cannot be reached at all
@@ -42,6 +43,7 @@ __all__ = [
     "JobFailedError",
     "NotBound",
     "PeerError",
+    "Replaced",
     "UndeclaredEvent",
     "UnknownTopic",
     "WrongThread",
@@ -117,6 +119,10 @@ class HookRefusal(BroadcastError):
 
 class IdTaken(BroadcastError):
     """The monitor or client id belongs to another principal."""
+
+
+class Replaced(BroadcastError):
+    """A newer connection of the same principal has the id already, here or on another node."""
 
 
 class BackplaneError(BroadcastError):

@@ -30,7 +30,7 @@ from jobqueue_broadcast.control import (
     decode_control,
     is_control,
 )
-from jobqueue_broadcast.delivery import Delivery, Subscriber
+from jobqueue_broadcast.delivery import Delivery
 from jobqueue_broadcast.errors import CloseCode, InvalidArgument
 from jobqueue_broadcast.event_types import decode_event
 from jobqueue_broadcast.events import Event, encode
@@ -140,10 +140,6 @@ class Intake:
                 self._revocations.unrevoke(principal_id)
             case _:
                 assert_never(message)
-
-    def close_replaced(self, subscriber: Subscriber) -> None:
-        """Close a connection whose id is another's now."""
-        self._delivery.close(subscriber, CloseCode.REPLACED, "replaced by a newer connection")
 
     def let_go_of_jobs(self) -> None:
         """Forget the jobs that are too old or too many, and end the subscriptions to them."""
@@ -273,7 +269,7 @@ class Intake:
         peers = self._monitors if message.kind == "monitor" else self._clients
         peer = peers.get(message.id)
         if self._claims.is_replaced(message, peer) and peer is not None:
-            self.close_replaced(peer)
+            self._delivery.close(peer, CloseCode.REPLACED, "replaced by a newer connection")
         if self._claims.has_moved(message):
             self._clients.let_go(message.id)
 

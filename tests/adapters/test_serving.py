@@ -30,6 +30,7 @@ from jobqueue_broadcast.adapters.websockets.connections import (
     DirectConnection,
     DocumentedConnection,
 )
+from jobqueue_broadcast.errors import IdTaken, Replaced
 from tests.adapters.raw import Raw, frame, in_loop, request, until
 
 Serve: TypeAlias = Callable[..., BroadcastServer]
@@ -352,3 +353,27 @@ def test_nobody_is_served_whom_the_gate_did_not_see(caplog: pytest.LogCaptureFix
 
     scenario()
     assert "expected `process_request` to be given" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("refusal", "close"),
+    [
+        (IdTaken("of another"), (4403, "this id belongs to another principal")),
+        (Replaced("by another"), (4409, "replaced by a newer connection")),
+    ],
+)
+@in_loop
+async def test_an_id_that_went_to_another_after_the_handshake(
+    serving: Serve, monkeypatch: pytest.MonkeyPatch, refusal: Exception, close: tuple[int, str]
+) -> None:
+    broadcaster = EventBroadcaster()
+
+    def add_client(*_: Any, **__: Any) -> None:
+        raise refusal
+
+    monkeypatch.setattr(broadcaster, "add_client", add_client)
+    async with serving(broadcaster) as server:
+        async with connect(url(server, "/ws/client/c")) as peer:
+            await peer.wait_closed()
+        assert (peer.close_code, peer.close_reason) == close
+        await until(lambda: server.endpoint.stats().connections == 0)

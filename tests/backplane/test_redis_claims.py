@@ -21,9 +21,9 @@ async def connect(
     one: Node, kind: Any, peer_id: str, principal: Principal = ALICE, resume: Any = None
 ) -> RecordingConnection:
     connection = RecordingConnection()
-    await one.broadcaster.prepare(kind, peer_id, principal, resume)
+    grant = await one.broadcaster.prepare(kind, peer_id, principal, resume)
     add = one.broadcaster.add_client if kind == "client" else one.broadcaster.add_monitor
-    add(peer_id, connection, principal=principal, resume=resume)
+    add(peer_id, connection, principal=principal, resume=resume, grant=grant)
     return connection
 
 

@@ -1,12 +1,14 @@
 """What holds in one process holds over two: real WebSockets to two servers behind one Redis."""
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from jobqueue_broadcast import EventBroadcaster, JobCompleted, JobProgress, StaticTokens
@@ -194,3 +196,31 @@ async def test_an_id_has_one_connection_over_both_servers(
                 assert await second.closed() == 4409
                 await third.next()
                 assert await refused(one, path, EVE) == 403
+
+
+@in_loop
+async def test_of_many_that_connect_at_once_one_stays(redis_server: RedisServer) -> None:
+    rounds, at_once = 20, 6
+    headers = {"Authorization": f"Bearer {ALICE}"}
+    async with two_servers(redis_server.url) as servers:
+        for number in range(rounds):
+            connecting = [
+                connect(
+                    f"ws://localhost:{servers[n % 2].port}/ws/client/r{number}",
+                    additional_headers=headers,
+                )
+                for n in range(at_once)
+            ]
+            clients = await asyncio.gather(*connecting)
+            closing = [asyncio.ensure_future(client.wait_closed()) for client in clients]
+            await until(lambda: sum(task.done() for task in closing) == at_once - 1)  # noqa: B023
+            (left,) = (c for c, task in zip(clients, closing, strict=True) if not task.done())
+            assert {c.close_code for c in clients if c is not left} == {4409}
+            await left.send('{"type":"heartbeat","timestamp":1,"message_id":"here"}')
+            while json.loads(await left.recv()).get("message_id") != "here":
+                pass
+            held = [s.broadcaster.stats().clients for s in servers]
+            assert sum(held) == 1
+            await left.close()
+            await until(lambda: not any(s.broadcaster.stats().clients for s in servers))
+    print(f"\nX3 over servers: {rounds} × {at_once} at once under one id, 1 stays each time")

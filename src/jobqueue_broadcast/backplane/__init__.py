@@ -67,13 +67,15 @@ class Claim(Struct, frozen=True, kw_only=True):
     Attributes:
         owner: The principal to whom the id belongs on all nodes: the one who asked, or another.
         known: Whether it belonged to the principal before.
-        previous: The connection that had it last, there or not; empty where there was none.
+        number: This connection's: higher than that of each that asked for the id before.
+        previous: That of the connection that had it last, there or not; 0 where there was none.
         jobs: A client's subscriptions, each with the sequence and state number it began at.
     """
 
     owner: str
+    number: int
     known: bool = False
-    previous: str = ""
+    previous: int = 0
     jobs: dict[str, tuple[int, int]] = {}
 
 
@@ -106,19 +108,19 @@ class RemoteBackplane(Backplane, Protocol):
         """Return the payloads kept for a job, in order; none when there is no answer in time."""
         ...
 
-    async def claim(self, kind: str, peer_id: str, owner: str, connection: str) -> Claim:
-        """Ask for an id on behalf of a principal, for a connection with a name of its own.
+    async def claim(self, kind: str, peer_id: str, owner: str) -> Claim:
+        """Ask for an id on behalf of a principal, for a new connection.
 
         Raises:
             BackplaneUnavailable: There is no answer in time.
         """
         ...
 
-    def hold(self, kind: str, peer_id: str, owner: str, connection: str) -> None:
+    def hold(self, kind: str, peer_id: str, owner: str, number: int) -> None:
         """Say that a connection still has the id; to be said about once a minute."""
         ...
 
-    def release(self, kind: str, peer_id: str, connection: str, retention: float) -> None:
+    def release(self, kind: str, peer_id: str, number: int, retention: float) -> None:
         """Give up an id; who had it keeps it, and its subscriptions, for `retention` seconds."""
         ...
 

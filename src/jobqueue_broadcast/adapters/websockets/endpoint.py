@@ -45,7 +45,7 @@ from jobqueue_broadcast.auth import Authenticate, Authorize
 from jobqueue_broadcast.backplane import RemoteBackplane
 from jobqueue_broadcast.broadcaster import EventBroadcaster
 from jobqueue_broadcast.delivery import Subscriber
-from jobqueue_broadcast.errors import CloseCode, IdTaken, InvalidArgument
+from jobqueue_broadcast.errors import CloseCode, IdTaken, InvalidArgument, Replaced
 from jobqueue_broadcast.handshake import Refusal, Refused, Target
 from jobqueue_broadcast.session import Ask, Cancel, Hooks, Session, SessionLimits, Submit
 
@@ -245,6 +245,9 @@ class WebSocketEndpoint:
         except IdTaken:
             await websocket.close(CloseCode.FORBIDDEN, "this id belongs to another principal")
             return
+        except Replaced:
+            await websocket.close(CloseCode.REPLACED, "replaced by a newer connection")
+            return
         session = Session(self.broadcaster, subscriber, self._hooks, self._session_limits)
         self._sessions[subscriber] = session
         try:
@@ -257,13 +260,18 @@ class WebSocketEndpoint:
             self._closed[websocket.close_code or 1006] += 1
 
     def _register(self, admission: Admission, connection: PeerConnection) -> Subscriber:
-        target, principal = admission.target, admission.principal
+        target, principal, grant = admission.target, admission.principal, admission.grant
         if target.kind == "monitor":
             return self.broadcaster.add_monitor(
-                target.id, connection, target.topics, principal=principal, resume=target.resume
+                target.id,
+                connection,
+                target.topics,
+                principal=principal,
+                resume=target.resume,
+                grant=grant,
             )
         return self.broadcaster.add_client(
-            target.id, connection, principal=principal, resume=target.resume
+            target.id, connection, principal=principal, resume=target.resume, grant=grant
         )
 
     def _find(self, target: Target, connection: PeerConnection) -> Subscriber | None:

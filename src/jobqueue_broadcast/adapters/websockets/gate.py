@@ -16,6 +16,7 @@ from jobqueue_broadcast.adapters.websockets.redaction import redacted_traceback
 from jobqueue_broadcast.adapters.websockets.remote import TrustedProxies, counted_as
 from jobqueue_broadcast.auth import ANONYMOUS, Authenticate, Principal
 from jobqueue_broadcast.broadcaster import EventBroadcaster
+from jobqueue_broadcast.claims import Grant
 from jobqueue_broadcast.errors import IdTaken, InvalidArgument
 from jobqueue_broadcast.handshake import Handshake, Refusal, Refused, Target, parse_target
 
@@ -54,6 +55,7 @@ class Admission(Struct, frozen=True):
     target: Target
     principal: Principal
     remote: str
+    grant: Grant | None = None
 
 
 class Gate:
@@ -150,14 +152,16 @@ class Gate:
         principal = await self._identify(handshake)
         self._check_credential(target, principal)
         try:
-            await self._broadcaster.prepare(target.kind, target.id, principal, target.resume)
+            grant = await self._broadcaster.prepare(
+                target.kind, target.id, principal, target.resume
+            )
             # Nothing is awaited from here until the connection is counted and registered.
             self._broadcaster.check_id(target.kind, target.id, principal)
         except IdTaken:
             raise Refused(403, f"this {target.kind} id belongs to another principal") from None
         self._check_credential(target, principal)
         self._check_room(remote, principal)
-        return Admission(target, principal, remote)
+        return Admission(target, principal, remote, grant)
 
     def _check_credential(self, target: Target, principal: Principal) -> None:
         if target.kind not in principal.roles:

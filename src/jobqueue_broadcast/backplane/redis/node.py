@@ -158,28 +158,28 @@ class RedisBackplane:
         """
         return await self._attached().reach(sequence, within)
 
-    async def claim(self, kind: str, peer_id: str, owner: str, connection: str) -> Claim:
-        """Ask for an id on behalf of a principal, for a connection with a name of its own.
+    async def claim(self, kind: str, peer_id: str, owner: str) -> Claim:
+        """Ask for an id on behalf of a principal, for a new connection.
 
         Raises:
             BackplaneUnavailable: There is no answer in time.
         """
         answer = asyncio.get_running_loop().create_future()
         # Behind what this node still has to say of the same client.
-        self._writer.aside(peers.claim(self.keys, kind, peer_id, owner, connection), answer)
+        self._writer.aside(peers.claim(self.keys, kind, peer_id, owner), answer)
         try:
             async with asyncio.timeout(self._settings.timeout):
                 return peers.claimed(await answer)
         except FAULTS as error:
             raise BackplaneUnavailable(f"cannot ask whose an id is: {plainly(error)}") from error
 
-    def hold(self, kind: str, peer_id: str, owner: str, connection: str) -> None:
+    def hold(self, kind: str, peer_id: str, owner: str, number: int) -> None:
         """Say that a connection still has the id; to be said about once a minute."""
-        self._writer.aside(peers.hold(self.keys, kind, peer_id, owner, connection))
+        self._writer.aside(peers.hold(self.keys, kind, peer_id, owner, number))
 
-    def release(self, kind: str, peer_id: str, connection: str, retention: float) -> None:
+    def release(self, kind: str, peer_id: str, number: int, retention: float) -> None:
         """Give up an id; who had it keeps it, and its subscriptions, for `retention` seconds."""
-        self._writer.aside(peers.release(self.keys, kind, peer_id, connection, retention))
+        self._writer.aside(peers.release(self.keys, kind, peer_id, number, retention))
 
     def keep(self, client_id: str, job_id: str, since: tuple[int, int] | None) -> None:
         """Remember a client's subscription for the node it may come to next; `None`: it ended."""

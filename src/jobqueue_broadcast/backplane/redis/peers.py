@@ -17,54 +17,59 @@ __all__ = ["claim", "claimed", "hold", "keep", "release"]
 _TTL = 180
 
 # Each script is one step for the server, so of two that ask at once one is told of the other.
+# A number is the time in µs, so that it also grows over a flush; a double holds it until 2255.
 _CLAIM = """
 local owner = redis.call('HGET', KEYS[1], 'owner')
-if owner and owner ~= ARGV[1] then return {owner, 0, '', {}} end
-local previous = redis.call('HGET', KEYS[1], 'connection') or ''
-redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'connection', ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
-redis.call('EXPIRE', KEYS[2], ARGV[3])
-return {ARGV[1], owner and 1 or 0, previous, redis.call('HGETALL', KEYS[2])}
+if owner and owner ~= ARGV[1] then return {owner, 0, 0, 0, {}} end
+local previous = tonumber(redis.call('HGET', KEYS[1], 'number') or 0)
+local now = redis.call('TIME')
+local number = math.max(previous + 1, now[1] * 1000000 + now[2])
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'number', string.format('%.0f', number))
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+return {ARGV[1], owner and 1 or 0, number, previous, redis.call('HGETALL', KEYS[2])}
 """
 _HOLD = """
-local connection = redis.call('HGET', KEYS[1], 'connection')
-if connection and connection ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'connection', ARGV[2])
+local number = redis.call('HGET', KEYS[1], 'number')
+if number and number ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'number', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 return 1
 """
 _RELEASE = """
-if redis.call('HGET', KEYS[1], 'connection') ~= ARGV[1] then return 0 end
+if redis.call('HGET', KEYS[1], 'number') ~= ARGV[1] then return 0 end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 return 1
 """
 
 
-def claim(keys: Keys, kind: str, peer_id: str, owner: str, connection: str) -> Command:
+def claim(keys: Keys, kind: str, peer_id: str, owner: str) -> Command:
     """Return the command that asks for an id."""
-    return ("EVAL", _CLAIM, 2, *_keys(keys, kind, peer_id), owner, connection, _TTL)
+    return ("EVAL", _CLAIM, 2, *_keys(keys, kind, peer_id), owner, _TTL)
 
 
 def claimed(answer: Any) -> Claim:
     """Return what the answer to `claim` says."""
-    owner, known, previous, flat = answer
+    owner, known, number, previous, flat = answer
     jobs: dict[str, tuple[int, int]] = {}
     for job_id, since in zip(flat[::2], flat[1::2], strict=True):
         sequence, _, state = since.partition(b".")
         jobs[job_id.decode()] = (int(sequence), int(state))
-    return Claim(owner=owner.decode(), known=known == 1, previous=previous.decode(), jobs=jobs)
+    return Claim(
+        owner=owner.decode(), number=number, known=known == 1, previous=previous, jobs=jobs
+    )
 
 
-def hold(keys: Keys, kind: str, peer_id: str, owner: str, connection: str) -> Command:
+def hold(keys: Keys, kind: str, peer_id: str, owner: str, number: int) -> Command:
     """Return the command that says a connection is still there."""
-    return ("EVAL", _HOLD, 2, *_keys(keys, kind, peer_id), owner, connection, _TTL)
+    return ("EVAL", _HOLD, 2, *_keys(keys, kind, peer_id), owner, number, _TTL)
 
 
-def release(keys: Keys, kind: str, peer_id: str, connection: str, retention: float) -> Command:
+def release(keys: Keys, kind: str, peer_id: str, number: int, retention: float) -> Command:
     """Return the command that gives up an id; 0 seconds of retention forget it at once."""
-    return ("EVAL", _RELEASE, 2, *_keys(keys, kind, peer_id), connection, round(retention))
+    return ("EVAL", _RELEASE, 2, *_keys(keys, kind, peer_id), number, round(retention))
 
 
 def keep(keys: Keys, client_id: str, job_id: str, since: tuple[int, int] | None) -> list[Command]:
