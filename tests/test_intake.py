@@ -136,6 +136,22 @@ def test_an_outcome_waits_for_a_client_only_where_none_took_it() -> None:
     assert (broadcaster.intake.events, broadcaster.stats().late_events_total) == (6, 1)
 
 
+def test_an_outcome_of_before_waits_too_if_it_is_not_of_long_ago() -> None:
+    broadcaster = made(on_undelivered=lambda _: None, undelivered_after=30)
+    now = broadcaster.clock.now_ms()
+    for sequence, event in enumerate(
+        (
+            JobCompleted(job_id="now", worker_id="w", timestamp=now),
+            JobFailed(job_id="now", error="too late to be told", timestamp=now),
+            JobCompleted(job_id="long ago", worker_id="w", timestamp=now - 600_000),
+            progress(timestamp=now),
+        ),
+        1,
+    ):
+        broadcaster.intake.replay(sequence, encode(event))
+    assert broadcaster.stats().outcomes_waiting == 1
+
+
 def test_bounds_are_kept_after_delivery() -> None:
     broadcaster = made(ended_job_limit=0, open_job_limit=0)
     connection = RecordingConnection()

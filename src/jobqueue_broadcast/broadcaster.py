@@ -78,7 +78,7 @@ class EventBroadcaster:
         stall_limit: Seconds after which a connection that takes nothing is aborted.
         heartbeat_interval: Seconds between `heartbeat_ack` frames sent unasked.
         on_undelivered: Called with each outcome that no client took within `undelivered_after`
-            seconds.
+            seconds; on one node of all, where there are others.
         undelivered_after: See there.
         undelivered_limit: How many outcomes may wait; past it the oldest is reported early.
         revocation_retention: Seconds a revoked principal is kept by name. Past it, or past
@@ -152,8 +152,9 @@ class EventBroadcaster:
             forgotten_limit=forgotten_job_limit,
         )
         self._full_state = FullState(full_state_limit)
+        self._backplane: Backplane = backplane or InProcessBackplane()
         self._undelivered = UndeliveredOutcomes(
-            on_undelivered, undelivered_after, undelivered_limit
+            on_undelivered, undelivered_after, undelivered_limit, self.remote
         )
         self.monitors = Monitors(self.delivery, self.history, self.clock, self.full_state)
         self.clients = Clients(
@@ -164,7 +165,6 @@ class EventBroadcaster:
             self.clock,
             client_retention,
         )
-        self._backplane: Backplane = backplane or InProcessBackplane()
         self._claims: Claims | None = None
         if self.remote is not None:
             self._claims = Claims(self.remote, self._tell_nodes, client_retention)

@@ -179,6 +179,9 @@ class Intake:
             state, told = self._learn(taken)
             facts = state.facts if state else None
             self._history.append(Record(sequence, taken, payload, facts, told))
+            if told and taken.is_outcome and is_job_event(taken):
+                age = (self._clock.now_ms() - taken.timestamp) / 1000
+                self._undelivered.add(taken, sequence, self._clock.monotonic(), age)
         else:
             self._agree_silently(taken)
 
@@ -216,8 +219,11 @@ class Intake:
         if told and has_client_format(event):
             taken = self._clients.deliver(record)
             # Only a job's event is told; that it is one is said for the type checkers.
-            if event.is_outcome and not taken and is_job_event(event):
-                self._undelivered.add(event, self._clock.monotonic())
+            if event.is_outcome and is_job_event(event):
+                if taken:
+                    self._undelivered.took(sequence)
+                else:
+                    self._undelivered.add(event, sequence, self._clock.monotonic())
         if state is not None:
             self._keep_bounds()
 
@@ -228,7 +234,7 @@ class Intake:
             return None, False
         state, told = self._jobs.take(event)
         if state.ended_by is None:
-            self._undelivered.taken(event.job_id)
+            self._undelivered.forget(event.job_id)
         return state, told
 
     def _learn(self, event: Event) -> tuple[JobState | None, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from jobqueue_broadcast import EventBroadcaster
 from jobqueue_broadcast.backplane.redis import BackplaneState, RedisBackplane
 from jobqueue_broadcast.testing import RecordingConnection
 
-__all__ = ["QUICK", "Node", "cluster", "node", "until"]
+__all__ = ["DEFAULTS", "QUICK", "Node", "cluster", "node", "until"]
 
 # Limits small enough for a test: a black hole is noticed after 0.6 s at most.
 QUICK: dict[str, Any] = {
@@ -22,15 +23,26 @@ QUICK: dict[str, Any] = {
     "retry_limit": 0.1,
 }
 
+# Those of `RedisBackplane` itself, for tests that take their time.
+DEFAULTS: dict[str, Any] = {
+    name: inspect.signature(RedisBackplane).parameters[name].default for name in QUICK
+}
+
 
 class Node:
-    """A broadcaster on a Redis backplane, and a monitor of it."""
+    """A broadcaster on a Redis backplane, and a monitor of it.
 
-    def __init__(self, url: str, **options: Any) -> None:
+    Args:
+        url: The Redis.
+        broadcaster: Options of the broadcaster.
+        options: Of the backplane.
+    """
+
+    def __init__(self, url: str, broadcaster: dict[str, Any] | None = None, **options: Any) -> None:
         self.states: list[BackplaneState] = []
         limits = {**QUICK, **options}
         self.backplane = RedisBackplane(url, on_state=self.states.append, **limits)
-        self.broadcaster = EventBroadcaster(backplane=self.backplane)
+        self.broadcaster = EventBroadcaster(backplane=self.backplane, **(broadcaster or {}))
         self.monitor = RecordingConnection()
         self.broadcaster.add_monitor("monitor", self.monitor, resume="new")
 

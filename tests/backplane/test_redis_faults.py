@@ -5,13 +5,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from jobqueue_broadcast import JobCompleted, JobProgress
 from jobqueue_broadcast.positions import Position
 from jobqueue_broadcast.testing import RecordingConnection
-from tests.backplane.cluster import QUICK, Node, cluster, node, until
+from tests.backplane.cluster import DEFAULTS, QUICK, Node, cluster, node, until
 from tests.backplane.servers import Proxy, RedisServer
 
 pytestmark = pytest.mark.redis
@@ -71,12 +72,12 @@ async def work(one: Node, name: str, jobs: int) -> set[str]:
 
 
 @asynccontextmanager
-async def both_ways(server: RedisServer) -> AsyncIterator[tuple[Proxy, Node, Node]]:
+async def both_ways(server: RedisServer, **limits: Any) -> AsyncIterator[tuple[Proxy, Node, Node]]:
     """A node that reaches Redis, and one that reaches it through a proxy."""
     async with (
         Proxy(server.port) as proxy,
-        node(server.url) as one,
-        node(proxy.url) as two,
+        node(server.url, **limits) as one,
+        node(proxy.url, **limits) as two,
     ):
         yield proxy, one, two
 
@@ -116,23 +117,36 @@ def test_redis_killed_and_restarted_amid_events(own_redis: RedisServer) -> None:
     asyncio.run(scenario())
 
 
-def test_a_black_hole_is_noticed_and_caught_up_with(redis_server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with both_ways(redis_server) as (proxy, one, two):
-            proxy.hold()
-            since = time.monotonic()
-            await until(lambda: not two.backplane.ready)
-            noticed = time.monotonic() - since
-            assert noticed < NOTICED
-            wanted = await work(one, "one", 30) | await work(two, "two", 30)
-            await until(lambda: len(outcomes(one)) == 30)
-            assert not outcomes(two)
-            proxy.release()
-            await until(lambda: all(outcomes(n) >= wanted for n in (one, two)))
-            report(f"R12 black hole, noticed in {noticed:.1f} s", [one, two], wanted)
-            assert len(two.told("resync_required")) == 1  # as it started
+async def black_hole(
+    server: RedisServer, seconds: float, jobs: int, within: float, **limits: Any
+) -> None:
+    """Have Redis out of one node's reach for some time, and let two nodes work meanwhile."""
+    async with both_ways(server, **limits) as (proxy, one, two):
+        proxy.hold()
+        since = time.monotonic()
+        await until(lambda: not two.backplane.ready)
+        noticed = time.monotonic() - since
+        assert noticed < within
+        wanted = await work(one, "one", jobs) | await work(two, "two", jobs)
+        await until(lambda: len(outcomes(one)) == jobs)
+        assert not outcomes(two)
+        await asyncio.sleep(max(0.0, since + seconds - time.monotonic()))
+        proxy.release()
+        await until(lambda: all(outcomes(n) >= wanted for n in (one, two)), within=60)
+        await until(lambda: two.backplane.ready)
+        what = f"R12 black hole of {time.monotonic() - since:.1f} s, noticed in {noticed:.1f} s"
+        report(what, [one, two], wanted)
+        assert len(two.told("resync_required")) == 1  # as it started
 
-    asyncio.run(scenario())
+
+def test_a_black_hole_is_noticed_and_caught_up_with(redis_server: RedisServer) -> None:
+    asyncio.run(black_hole(redis_server, seconds=0, jobs=30, within=NOTICED))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_a_black_hole_of_half_a_minute_at_the_default_limits(redis_server: RedisServer) -> None:
+    asyncio.run(black_hole(redis_server, seconds=30, jobs=2_000, within=5, **DEFAULTS))
 
 
 def test_a_frozen_redis_is_noticed(own_redis: RedisServer) -> None:

@@ -1,6 +1,7 @@
 """Several nodes on one real Redis: one order, resumption across nodes, states from the stream."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -215,7 +216,7 @@ def test_a_worker_publishes_to_all_nodes(redis_server: RedisServer) -> None:
 @pytest.mark.parametrize(
     "limits", [{"retained": 0}, {"job_ttl": 0}, {"queue_limit": 0}, {"block": 0}, {"timeout": -1}]
 )
-def test_limits_that_cannot_be_right_are_refused(limits: dict[str, float]) -> None:
+def test_limits_that_cannot_be_right_are_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
         Node("redis://localhost", **limits)
 

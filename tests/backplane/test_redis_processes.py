@@ -15,6 +15,7 @@ import pytest
 
 from jobqueue_broadcast import JobCompleted
 from jobqueue_broadcast.backplane.redis import Publisher
+from tests.backplane.cluster import DEFAULTS
 from tests.backplane.servers import RedisServer
 
 pytestmark = pytest.mark.redis
@@ -111,7 +112,4 @@ def test_killed_and_frozen(own_redis: RedisServer) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_killed_and_frozen_for_a_minute(own_redis: RedisServer) -> None:
-    defaults = {
-        "block": 1.0, "timeout": 2.0, "probe_interval": 1.0, "deaf_after": 3.0, "retry_limit": 1.0,
-    }  # fmt: skip
-    play(own_redis, jobs=2000, pause=0.04, away=30.0, frozen=60.0, **defaults)
+    play(own_redis, jobs=2000, pause=0.04, away=30.0, frozen=60.0, **DEFAULTS)

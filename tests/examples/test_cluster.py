@@ -1,19 +1,24 @@
-"""The cluster of `make demo-cluster`: a server, a worker and Redis killed, and no job lost."""
+"""The cluster of `make demo-cluster`: any process killed, at any moment, and no job lost.
+
+Every job that a client submitted is seen by a monitor to begin once and to end once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
 
-from jobqueue_broadcast import JobAssigned, JobCompleted, JobProgress
+from jobqueue_broadcast import JobAssigned, JobEvent, JobProgress, JobStatusChanged
 from jobqueue_broadcast.client import (
     Backoff,
     ClientPeer,
@@ -23,12 +28,15 @@ from jobqueue_broadcast.client import (
     connect_monitor,
 )
 from jobqueue_broadcast.client_format import ClientJobStatusChanged
-from tests.backplane.servers import require_redis_server
+from jobqueue_broadcast.errors import CommandFailed
+from tests.backplane.servers import RedisServer, free_port, require_redis_server
 from tests.examples.programs import PATIENCE, Program, command_of, port_of, running
+from tests.tcp import TcpServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.slow]
 
 NAMES = ("redis", "server 1", "server 2", "worker 1", "worker 2")
+COMMAND = command_of("cluster.py")
 BACKOFF = Backoff(base=0.05, cap=0.3)
 
 
@@ -70,11 +78,20 @@ class Cluster:
     def address(self, number: int) -> str:
         return f"ws://localhost:{port_of(self.dashboards[number])}"
 
+    def assert_gone(self) -> None:
+        """Assert that it has left no process behind."""
+        for pid in self.pids.values():
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
 
 @asynccontextmanager
-async def running_cluster(*options: str) -> AsyncIterator[Cluster]:
+async def running_cluster(
+    *options: str, command: list[str] | None = None
+) -> AsyncIterator[Cluster]:
     require_redis_server()
-    async with running(*command_of("cluster.py"), "--port", "0", *options) as program:
+    command = command or [*COMMAND, "--port", "0", *options]
+    async with running(*command, session=True) as program:
         cluster = Cluster(program)
         reading = asyncio.create_task(cluster.read())
         try:
@@ -93,34 +110,45 @@ async def running_cluster(*options: str) -> AsyncIterator[Cluster]:
 
 
 class Seen:
-    """What a monitor of one server is shown, in order."""
+    """What a monitor of one server is shown of the jobs, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, monitor: MonitorPeer) -> None:
+        self.monitor = monitor
         self.events: list[tuple[str, str, Any]] = []
-        self.progress: dict[str, float] = {}  # of each worker's present job
         self.gaps = 0
 
-    async def follow(self, monitor: MonitorPeer) -> None:
-        async for item in monitor:
+    async def follow(self) -> None:
+        async for item in self.monitor:
             match item:
                 case Gap():
                     self.gaps += 1
-                case JobAssigned() | JobCompleted() | JobProgress():
+                case JobEvent():
                     detail = item.progress if isinstance(item, JobProgress) else None
-                    if isinstance(item, JobProgress):
-                        self.progress[item.worker_id] = item.progress
                     self.events.append((type(item).__name__, item.job_id, detail))
+                case _:
+                    pass
 
-    def count(self, kind: str) -> Counter[str]:
-        return Counter(job_id for name, job_id, _ in self.events if name == kind)
+    def count(self, *kinds: type[JobEvent] | str) -> Counter[str]:
+        return Counter(job_id for name, job_id, _ in self.events if name in kinds)
+
+    def begins(self) -> Counter[str]:
+        return self.count("JobSubmitted")
+
+    def ends(self) -> Counter[str]:
+        # What the example changes a status to is `cancelled`.
+        return self.count("JobCompleted", "JobFailed", "JobStatusChanged")
+
+    async def open_jobs(self) -> list[Any]:
+        """Return the jobs that a newcomer to this server is shown as not ended."""
+        jobs = (await self.monitor.full_state())["jobs"]
+        return [*jobs["pending"], *jobs["active"]]
 
 
 @asynccontextmanager
-async def seen_at(cluster: Cluster, number: int) -> AsyncIterator[Seen]:
-    seen = Seen()
-    address, monitor_id = cluster.address(number), f"wall-{number}"
-    async with connect_monitor(address, monitor_id=monitor_id, backoff=BACKOFF) as monitor:
-        following = asyncio.create_task(seen.follow(monitor))
+async def seen_at(address: str) -> AsyncIterator[Seen]:
+    async with connect_monitor(address, monitor_id="wall", backoff=BACKOFF) as monitor:
+        seen = Seen(monitor)
+        following = asyncio.create_task(seen.follow())
         yield seen
         following.cancel()
 

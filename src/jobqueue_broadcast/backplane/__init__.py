@@ -124,6 +124,18 @@ class RemoteBackplane(Backplane, Protocol):
         """Give up an id; who had it keeps it, and its subscriptions, for `retention` seconds."""
         ...
 
+    def took(self, sequence: int, seconds: float) -> None:
+        """Say that a client took the outcome with this sequence; it is known for so long."""
+        ...
+
+    def report(self, sequence: int, seconds: float, call: Callable[[bool], object]) -> None:
+        """Ask whether this node is the first, of all, to report that nobody took an outcome.
+
+        `call` is given the answer, on the event loop: false where somebody took it or another node
+        reported it, and true also where there is no answer in time. It is known for `seconds`.
+        """
+        ...
+
     def keep(self, client_id: str, job_id: str, since: tuple[int, int] | None) -> None:
         """Remember a client's subscription for the node it may come to next; `None`: it ended."""
         ...

@@ -70,6 +70,10 @@ class Keys:
         """The list of a job's milestones."""
         return f"{self.prefix}:job:{job_id}"
 
+    def outcome(self, sequence: int) -> str:
+        """What is known of the outcome with this sequence: that it was taken, or reported."""
+        return f"{self.prefix}:outcome:{sequence}"
+
 
 class Entry(NamedTuple):
     """One entry of the stream.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 from uuid import uuid4
 
 from msgspec import Struct
@@ -180,6 +181,28 @@ class RedisBackplane:
     def release(self, kind: str, peer_id: str, number: int, retention: float) -> None:
         """Give up an id; who had it keeps it, and its subscriptions, for `retention` seconds."""
         self._writer.aside(peers.release(self.keys, kind, peer_id, number, retention))
+
+    def took(self, sequence: int, seconds: float) -> None:
+        """Say that a client took the outcome with this sequence; it is known for so long."""
+        self._writer.aside(peers.took(self.keys, sequence, seconds))
+
+    def report(self, sequence: int, seconds: float, call: Callable[[bool], object]) -> None:
+        """Ask whether this node is the first, of all, to report that nobody took an outcome.
+
+        `call` is given the answer, on the event loop: true also when Redis does not answer in time.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        too_late = loop.call_later(self._settings.timeout, answer.cancel)
+
+        def answered(_: object) -> None:
+            too_late.cancel()
+            # Rather reported twice than never.
+            lost = answer.cancelled() or answer.exception() is not None
+            call(lost or answer.result() is not None)
+
+        answer.add_done_callback(answered)
+        self._writer.aside(peers.report(self.keys, sequence, seconds), answer)
 
     def keep(self, client_id: str, job_id: str, since: tuple[int, int] | None) -> None:
         """Remember a client's subscription for the node it may come to next; `None`: it ended."""

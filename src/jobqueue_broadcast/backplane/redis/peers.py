@@ -1,7 +1,7 @@
-"""Whose each id is, and which jobs a client follows, for all nodes: commands and their answers.
+"""What the nodes know of peers together: whose an id is, what a client follows and has taken.
 
-These are keys and not entries of the stream: a hundred thousand clients that reconnect at once
-would otherwise push the events out of it.
+Commands and what their answers say. These are keys and not entries of the stream: a hundred
+thousand clients that reconnect at once would otherwise push the events out of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from jobqueue_broadcast.backplane import Claim
 from jobqueue_broadcast.backplane.redis.entries import Command, Keys
 
-__all__ = ["claim", "claimed", "hold", "keep", "release"]
+__all__ = ["claim", "claimed", "hold", "keep", "release", "report", "took"]
 
 # A connection says that it is still there once a minute; three times unheard, it is gone.
 _TTL = 180
@@ -78,6 +78,16 @@ def keep(keys: Keys, client_id: str, job_id: str, since: tuple[int, int] | None)
     if since is None:
         return [("HDEL", jobs, job_id)]
     return [("HSET", jobs, job_id, f"{since[0]}.{since[1]}"), ("EXPIRE", jobs, _TTL)]
+
+
+def took(keys: Keys, sequence: int, seconds: float) -> Command:
+    """Return the command that says that a client took an outcome."""
+    return ("SET", keys.outcome(sequence), "taken", "PX", round(seconds * 1000))
+
+
+def report(keys: Keys, sequence: int, seconds: float) -> Command:
+    """Return the command that is answered `None` if an outcome was taken, or reported before."""
+    return ("SET", keys.outcome(sequence), "reported", "PX", round(seconds * 1000), "NX")
 
 
 def _keys(keys: Keys, kind: str, peer_id: str) -> tuple[str, str]:
