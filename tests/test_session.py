@@ -45,9 +45,11 @@ class Bench:
         self.broadcaster = EventBroadcaster(clock=self.clock, **options)
         self.hooks: dict[str, Any] = {}
         self.limits = SessionLimits()
+        self.errors: Counter[str] = Counter()
 
     def session(self, subscriber: Any) -> Session:
-        return Session(self.broadcaster, subscriber, Hooks(**self.hooks), self.limits)
+        hooks = Hooks(**self.hooks)
+        return Session(self.broadcaster, subscriber, hooks, self.limits, self.errors)
 
     def monitor(self) -> "Talk":
         connection = RecordingConnection()
@@ -201,6 +203,28 @@ def test_too_many_commands_are_refused_and_in_the_end_closed() -> None:
     for _ in range(4):
         talk.say(type="heartbeat")
     assert talk.connection.closed == (4429, "too many commands")
+
+
+def test_errors_are_counted_by_code() -> None:
+    bench = Bench()
+    bench.limits = SessionLimits(subscriptions_per_client=0, command_burst=4)
+    client, monitor = bench.client(), bench.monitor()
+    for talk, text in (
+        (client, '{"type":"subscribe_progress","job_id":"a"}'),
+        (client, "{"),
+        (client, '{"type":"get_job_status","job_id":"a"}'),
+        (client, '{"type":"cancel_job","job_id":"a"}'),
+        (client, '{"type":"unsubscribe_progress","job_id":"a"}'),
+        (monitor, '{"type":"subscribe","topics":["none"]}'),
+    ):
+        settle(talk.session.receive(text))
+    assert bench.errors == {
+        "forbidden": 1, "bad_json": 1, "not_found": 1, "unsupported": 1, "rate_limited": 1,
+        "invalid_field": 1,
+    }  # fmt: skip
+    alone = Session(bench.broadcaster, client.session.subscriber, Hooks(), bench.limits)
+    settle(alone.receive("{"))
+    assert bench.errors["bad_json"] == 1
 
 
 @given(st.text(max_size=40) | st.binary(max_size=20).map(lambda raw: raw.decode("latin-1")))

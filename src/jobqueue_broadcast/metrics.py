@@ -54,7 +54,7 @@ def _read(source: Callable[[], Struct]) -> Struct:
     return source()
 
 
-def _metric(full_name: str, name: str, value: float | Mapping[int, int]) -> Metric:
+def _metric(full_name: str, name: str, value: float | Mapping[int | str, int]) -> Metric:
     family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
     help_text = name.removesuffix("_total").replace("_", " ")
     if not isinstance(value, Mapping):

@@ -9,6 +9,7 @@ commands are the wire protocol's section 5.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias, assert_never
 
@@ -121,9 +122,10 @@ class Session:
         subscriber: The connection, as registered.
         hooks: What the host decides.
         limits: What the connection may ask for.
+        errors: Counts the errors that were answered, by code; for several sessions together.
     """
 
-    __slots__ = ("_bucket", "_hooks", "_limits", "broadcaster", "subscriber")
+    __slots__ = ("_bucket", "_errors", "_hooks", "_limits", "broadcaster", "subscriber")
 
     def __init__(
         self,
@@ -131,11 +133,13 @@ class Session:
         subscriber: Subscriber,
         hooks: Hooks,
         limits: SessionLimits,
+        errors: Counter[str] | None = None,
     ) -> None:
         self.broadcaster = broadcaster
         self.subscriber = subscriber
         self._hooks = hooks
         self._limits = limits
+        self._errors: Counter[str] = Counter() if errors is None else errors
         self._bucket: TokenBucket | None = None
 
     def open(self, jobs: Iterable[str]) -> Ask | None:
@@ -461,7 +465,8 @@ class Session:
 
     def _reply(self, reply: Struct) -> None:
         """Answer in order: after the past, if the connection catches up, and earlier answers."""
-
+        if isinstance(reply, ErrorReply):
+            self._errors[reply.code] += 1
         subscriber = self._present()
 
         def send() -> None:

@@ -205,7 +205,10 @@ def test_a_newer_connection_replaces_the_older(serving: Serve) -> None:
                     assert old.close_code == 4409
                     broadcaster.broadcast(progress(1))
                     assert (await read(new))[0]["type"] == "update_job_progress"
+                    await new.send("{")
+                    await read(new)
             await until(lambda: server.endpoint.stats().closed_total.get(4409) == 1)
+            assert server.endpoint.stats().errors_total == {"bad_json": 1}
 
     scenario()
 

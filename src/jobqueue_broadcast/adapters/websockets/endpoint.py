@@ -131,6 +131,7 @@ class WebSocketEndpoint:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sessions: dict[Subscriber, Session] = {}
         self._closed: Counter[int] = Counter()
+        self._errors: Counter[str] = Counter()
 
     async def process_request(
         self, websocket: ServerConnection, request: Request
@@ -168,6 +169,7 @@ class WebSocketEndpoint:
             admitted_total=self.gate.admitted,
             refused_total=dict(self.gate.refused),
             closed_total=dict(self._closed),
+            errors_total=dict(self._errors),
             requests_dropped_total=self._guard.dropped,
             requests_too_large_total=self._guard.too_large,
             requests_unfinished_total=self._guard.unfinished,
@@ -248,7 +250,9 @@ class WebSocketEndpoint:
         except Replaced:
             await websocket.close(CloseCode.REPLACED, "replaced by a newer connection")
             return
-        session = Session(self.broadcaster, subscriber, self._hooks, self._session_limits)
+        session = Session(
+            self.broadcaster, subscriber, self._hooks, self._session_limits, self._errors
+        )
         self._sessions[subscriber] = session
         try:
             await self._converse(websocket, session, admission)

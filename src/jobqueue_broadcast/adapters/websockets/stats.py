@@ -29,6 +29,9 @@ class EndpointStats(Struct, frozen=True, kw_only=True):
     """Handshakes turned away, by HTTP status."""
     closed_total: dict[int, int]
     """Connections that ended, by close code; 1006: without a closing handshake."""
+    errors_total: dict[str, int]
+    """Commands answered with an error, by its code; `rate_limited` and `forbidden` are limits of
+    `SessionLimits`."""
     requests_dropped_total: int
     """Connections dropped because `pending` others came after them and they had sent nothing."""
     requests_too_large_total: int
