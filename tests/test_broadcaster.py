@@ -104,6 +104,8 @@ def test_an_event_is_stamped_and_reaches_monitors_and_clients_in_their_formats()
         "completed_at": NOW,
     }
     assert client.frames[1]["result"] == {"status": "success", "data": None}
+    broadcaster.broadcast(JobProgress(job_id="b", worker_id="w", progress=0, timestamp=NOW - 1))
+    assert monitor.frames[2]["timestamp"] == NOW - 1
     assert isinstance(EventBroadcaster().clock, SystemClock)
 
 

@@ -5,12 +5,21 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec import UNSET
 
 from jobqueue_broadcast._routing import MonitorIndex
 from jobqueue_broadcast.broadcaster import EventBroadcaster
 from jobqueue_broadcast.client_format import ClientFrame
 from jobqueue_broadcast.event_types import declare_event
-from jobqueue_broadcast.events import Event, JobEvent, JobSubmitted, WorkerEvent
+from jobqueue_broadcast.events import (
+    Event,
+    JobEvent,
+    JobFailed,
+    JobSubmitted,
+    SystemCounts,
+    SystemStats,
+    WorkerEvent,
+)
 from jobqueue_broadcast.frames import TextWire
 from jobqueue_broadcast.predicates import (
     Filters,
@@ -158,7 +167,7 @@ def test_routing_soak() -> None:
 
 
 def ids_matching(index: MonitorIndex, worker: str | None, facts: JobFacts | None) -> list[Any]:
-    found = index.matching("update_job_progress", frozenset({"jobs"}), worker, facts)
+    found = index.matching(JobFailed(job_id="j", error="e", worker_id=worker or UNSET), facts)
     return [group.subscription.filters for group in found]
 
 
@@ -196,5 +205,5 @@ def test_a_group_that_was_dropped_before_does_not_take_its_successor_along() -> 
 def test_where_no_monitor_has_filters_none_are_asked() -> None:
     index = MonitorIndex()
     group = index.group(TextWire(), False, Subscription.of(["jobs"]))
-    assert list(index.matching("job_failed", frozenset({"jobs"}), None, None)) == [group]
-    assert list(index.matching("system_stats", frozenset({"system_stats"}), None, None)) == []
+    assert index.matching(JobFailed(job_id="j", error="e"), None) == [group]
+    assert index.matching(SystemStats(stats=SystemCounts()), None) == []

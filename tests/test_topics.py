@@ -93,6 +93,13 @@ def test_an_undeclared_event_is_named() -> None:
         event_topics(Stranger())
 
 
+def test_what_is_no_event_has_no_topics() -> None:
+    with pytest.raises(InvalidArgument, match="expected an Event, got str"):
+        event_topics("job_failed")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="expected an Event, got JobData"):
+        event_topics(ev.JobData)  # type: ignore[arg-type]
+
+
 def test_a_type_can_be_added_with_new_topics() -> None:
     class Step(Event, frozen=True, kw_only=True, tag="topics_test_step"):
         pass

@@ -6,13 +6,15 @@ lists, by their most selective filter, so that an event meets few that will not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from msgspec import UNSET
 
 from jobqueue_broadcast.delivery import Group, Subscriber
+from jobqueue_broadcast.events import Event
 from jobqueue_broadcast.frames import Wire
-from jobqueue_broadcast.predicates import Filters, JobFacts, Subscription
+from jobqueue_broadcast.predicates import Filters, JobFacts, Subscription, worker_of
+from jobqueue_broadcast.topics import event_topics
 
 __all__ = ["MonitorGroup", "MonitorIndex"]
 
@@ -32,16 +34,19 @@ class MonitorGroup(Group):
 class _Routes:
     """The groups that hold a topic of one event type."""
 
-    __slots__ = ("by_job_type", "by_worker", "everything", "other")
+    __slots__ = ("by_job_type", "by_worker", "everything", "narrowed", "other")
 
     def __init__(self) -> None:
         self.everything: list[MonitorGroup] = []
         self.by_worker: dict[str, list[MonitorGroup]] = {}
         self.by_job_type: dict[str, list[MonitorGroup]] = {}
         self.other: list[MonitorGroup] = []
+        self.narrowed = False
+        """Whether any of the groups has filters."""
 
     def add(self, group: MonitorGroup) -> None:
         filters = group.subscription.filters
+        self.narrowed = self.narrowed or bool(filters)
         if not filters:
             self.everything.append(group)
         elif filters.worker_ids is not UNSET:
@@ -82,7 +87,7 @@ class MonitorIndex:
 
     def __init__(self) -> None:
         self._groups: dict[tuple[Wire, bool, Subscription], MonitorGroup] = {}
-        self._routes: dict[str, _Routes] = {}
+        self._routes: dict[type[Event], _Routes] = {}
 
     @property
     def group_count(self) -> int:
@@ -106,27 +111,20 @@ class MonitorIndex:
             del self._groups[key]
             self._routes.clear()
 
-    def matching(
-        self,
-        event_type: str,
-        topics: frozenset[str],
-        worker_id: str | None,
-        facts: JobFacts | None,
-    ) -> Iterator[MonitorGroup]:
-        """Yield the groups an event goes to, once each.
+    def matching(self, event: Event, facts: JobFacts | None) -> Sequence[MonitorGroup]:
+        """Return the groups an event goes to, once each.
 
         Args:
-            event_type: The event's type, under which its routes are remembered.
-            topics: The topics of that type.
-            worker_id: The worker the event names.
+            event: The event; the routes of its class are remembered.
             facts: What is known of its job.
         """
-        routes = self._routes.get(event_type)
+        routes = self._routes.get(type(event))
         if routes is None:
-            routes = self._routes[event_type] = self._find(topics)
-        yield from routes.everything
-        if routes.by_worker or routes.by_job_type or routes.other:
-            yield from routes.filtered(worker_id, facts)
+            routes = self._routes[type(event)] = self._find(event_topics(event))
+        if not routes.narrowed:
+            # Not a copy: routes are made anew when the groups change.
+            return routes.everything
+        return [*routes.everything, *routes.filtered(worker_of(event), facts)]
 
     def _find(self, topics: frozenset[str]) -> _Routes:
         routes = _Routes()

@@ -271,9 +271,9 @@ class EventBroadcaster:
             InvalidArgument: An event is not declared or has no timestamp.
         """
         for event in events:
-            if not _checked(event).timestamp:
+            event_topics(type(event))
+            if not event.timestamp:
                 raise InvalidArgument(f"restore: expected events with timestamps, got {event!r}")
-            event_topics(event)
             self.intake.restore(stamped(event, event.timestamp))
         self.intake.resync("trimmed")
 
@@ -527,8 +527,9 @@ class EventBroadcaster:
     # --- inside ----------------------------------------------------------------------------------
 
     def _prepared(self, event: Event) -> tuple[bytes, Event]:
-        event_topics(_checked(event))
-        event = stamped(event, self.clock.now_ms())
+        event_topics(type(event))  # raises for what is no event, or was not declared
+        if not event.timestamp or event.also_stamped:
+            event = stamped(event, self.clock.now_ms())
         if is_declared_format(event) and is_job_event(event):
             encode(client_frame(event))  # raises here what would else be found at delivery
         return encode(event), event
@@ -577,12 +578,6 @@ def _check_grant(grant: Grant | None, kind: Kind, peer_id: str, principal: Princ
     if (grant.kind, grant.id, grant.principal_id) != (kind, peer_id, principal.id):
         raise InvalidArgument(f"grant: expected the one of {kind} {peer_id!r}")
     grant.check()
-
-
-def _checked(event: object) -> Event:
-    if not isinstance(event, Event):
-        raise InvalidArgument(f"expected an Event, got {type(event).__name__}")
-    return event
 
 
 def _check_limits(**limits: object) -> None:

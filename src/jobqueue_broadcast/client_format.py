@@ -7,6 +7,7 @@ one table and calls the constructor it finds there (wire protocol, section 4).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from msgspec import UNSET, Struct, UnsetType
@@ -130,10 +131,10 @@ def _failed(event: JobFailed) -> ClientCompleteJob:
     )
 
 
-# What a host gives is checked when it returns.
 ClientFormat: TypeAlias = Callable[[Any], object]
+"""A host's: makes a struct of an event of its own. Checked when it returns."""
 
-_FORMATS: dict[type[Event], ClientFormat] = {
+_FORMATS: dict[type[Event], Callable[[Any], Struct]] = {
     JobSubmitted: _accepted,
     JobAssigned: _assigned,
     JobStatusChanged: _status_changed,
@@ -157,19 +158,7 @@ def client_frame(event: JobEvent) -> Struct:
         KeyError: The event's class has no client format; ask `has_client_format` first.
         InvalidArgument: A host's client format raised, or returned something else than a struct.
     """
-    make = _FORMATS[type(event)]
-    try:
-        frame = make(event)
-    except Exception as error:
-        raise InvalidArgument(
-            f"client_format of {type(event).__name__} raised {error!r}"
-        ) from error
-    if not isinstance(frame, Struct):
-        raise InvalidArgument(
-            f"client_format of {type(event).__name__}: expected it to return a msgspec.Struct, "
-            f"got {type(frame).__name__}"
-        )
-    return frame
+    return _FORMATS[type(event)](event)
 
 
 def is_declared_format(event: Event) -> bool:
@@ -179,5 +168,18 @@ def is_declared_format(event: Event) -> bool:
 
 def add_client_format(cls: type[JobEvent], make: ClientFormat) -> None:
     """Enter a host's event class and the constructor of its client frame into the table."""
-    _FORMATS[cls] = make
+    _FORMATS[cls] = partial(_checked, cls.__name__, make)
     _DECLARED.add(cls)
+
+
+def _checked(name: str, make: ClientFormat, event: JobEvent) -> Struct:
+    try:
+        frame = make(event)
+    except Exception as error:
+        raise InvalidArgument(f"client_format of {name} raised {error!r}") from error
+    if not isinstance(frame, Struct):
+        raise InvalidArgument(
+            f"client_format of {name}: expected it to return a msgspec.Struct, "
+            f"got {type(frame).__name__}"
+        )
+    return frame

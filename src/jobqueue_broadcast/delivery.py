@@ -397,8 +397,7 @@ class Delivery:
                 call()
 
     def _write_to_all(self, group: Group, frames: list[Frame]) -> None:
-        wire = group.wire
-        batch = wire.join([frame.packed(wire) for frame in frames])
+        batch = _batch(group.wire, frames)
         written = 0
         apart: list[Subscriber] | None = None
         broken: list[tuple[Subscriber, Exception]] | None = None
@@ -432,9 +431,8 @@ class Delivery:
                 self._write_batch(subscriber, piece)
 
     def _write_batch(self, subscriber: Subscriber, frames: list[Frame]) -> None:
-        wire = subscriber.group.wire
         try:
-            subscriber.connection.write(wire.join([frame.packed(wire) for frame in frames]))
+            subscriber.connection.write(_batch(subscriber.group.wire, frames))
         except Exception as error:  # noqa: BLE001 - it is logged where it is dealt with
             self._drop_broken(subscriber, error)
             return
@@ -470,6 +468,12 @@ class Delivery:
         # Forgotten first: to unregister it flushes its group, of which it is a member until then.
         self.forget(subscriber)
         self._on_lost(subscriber)
+
+
+def _batch(wire: Wire, frames: list[Frame]) -> Any:
+    if len(frames) == 1:  # the usual case where each client has jobs of its own
+        return wire.join((frames[0].packed(wire),))
+    return wire.join([frame.packed(wire) for frame in frames])
 
 
 def _pieces(frames: list[Frame]) -> Iterator[list[Frame]]:

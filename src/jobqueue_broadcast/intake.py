@@ -40,7 +40,6 @@ from jobqueue_broadcast.job_states import JobState, JobStates
 from jobqueue_broadcast.monitors import Monitors
 from jobqueue_broadcast.predicates import is_job_event
 from jobqueue_broadcast.revocations import Revocations
-from jobqueue_broadcast.topics import event_topics
 from jobqueue_broadcast.undelivered import UndeliveredOutcomes
 
 __all__ = ["Intake"]
@@ -215,7 +214,7 @@ class Intake:
         state, told = self._fold(event)
         record = Record(sequence, event, payload, state.facts if state else None, told)
         self._history.append(record)
-        self._monitors.deliver(record, event_topics(event))
+        self._monitors.deliver(record)
         if told and has_client_format(event):
             taken = self._clients.deliver(record)
             # Only a job's event is told; that it is one is said for the type checkers.

@@ -218,6 +218,8 @@ class JobStates:
         """Job events that clients were not told of, because the job had ended or it was known."""
         self.expired = 0
         self.evicted = 0
+        self.over = False
+        """Whether a count is passed, so that `expire` should not wait for the next tick."""
 
     def __len__(self) -> int:
         return len(self._open) + len(self._ended)
@@ -280,18 +282,15 @@ class JobStates:
             self._forgotten[state.id] = None
         while len(self._forgotten) > self.forgotten_limit:
             self._forgotten.popitem(last=False)
+        self.over = False
         return gone
-
-    @property
-    def over(self) -> bool:
-        """Whether a count is passed, so that `expire` should not wait for the next tick."""
-        return len(self._ended) > self.ended_limit or len(self._open) > self.open_limit
 
     def _state_of(self, job_id: str) -> JobState:
         state = self.get(job_id)
         if state is None:
             state = self._open[job_id] = JobState(job_id)
             self._forgotten.pop(job_id, None)
+            self._count()
         return state
 
     def _file(self, state: JobState) -> None:
@@ -301,6 +300,10 @@ class JobStates:
         else:
             state.ended_at = self._clock.monotonic()
             self._ended[state.id] = self._open.pop(state.id)
+        self._count()
+
+    def _count(self) -> None:
+        self.over = len(self._ended) > self.ended_limit or len(self._open) > self.open_limit
 
 
 _TAKERS: tuple[tuple[type[JobEvent], Callable[[JobState, Any], bool]], ...] = (

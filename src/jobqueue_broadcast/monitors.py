@@ -20,11 +20,10 @@ from jobqueue_broadcast.commands import (
 )
 from jobqueue_broadcast.delivery import Delivery, Subscriber
 from jobqueue_broadcast.errors import CloseCode, IdTaken
-from jobqueue_broadcast.events import event_type
 from jobqueue_broadcast.frames import Connection, Frame, Wire, reply_frame
 from jobqueue_broadcast.history import History, Record
 from jobqueue_broadcast.positions import Position, with_position
-from jobqueue_broadcast.predicates import Subscription, should_monitor_receive_event, worker_of
+from jobqueue_broadcast.predicates import Subscription, should_monitor_receive_event
 from jobqueue_broadcast.topics import Topic
 
 __all__ = ["Monitors"]
@@ -139,16 +138,14 @@ class Monitors:
         """Return what a monitor holds."""
         return _group_of(subscriber).subscription
 
-    def deliver(self, record: Record, topics: frozenset[str]) -> None:
+    def deliver(self, record: Record) -> None:
         """Send an event to the monitors it goes to."""
         if not self._connected:
             return
         event = record.event
         plain: Frame | None = None
         positioned: Frame | None = None
-        for group in self._index.matching(
-            event_type(event), topics, worker_of(event), record.facts
-        ):
+        for group in self._index.matching(event, record.facts):
             if group.positions:
                 if positioned is None:
                     positioned = Frame(with_position(record.payload, self._history.position), event)

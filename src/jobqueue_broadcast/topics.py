@@ -69,14 +69,17 @@ def event_topics(event: Event | type[Event]) -> frozenset[str]:
     """Return the topics an event belongs to.
 
     Raises:
+        InvalidArgument: It is no event.
         UndeclaredEvent: The event's class is the host's own and was never declared.
     """
     return _topics_of(event if isinstance(event, type) else type(event))
 
 
 @cache
-def _topics_of(cls: type[Event]) -> frozenset[str]:
-    """Look a class up once: reading its tag from its configuration takes 0.1 µs each time."""
+def _topics_of(cls: type[Any]) -> frozenset[str]:
+    """Look a class up once: `isinstance` with the metaclass of structs takes 0.2 µs each time."""
+    if not issubclass(cls, Event):
+        raise InvalidArgument(f"expected an Event, got {cls.__name__}")
     try:
         return TOPICS_OF_TYPE[event_type(cls)]
     except KeyError:

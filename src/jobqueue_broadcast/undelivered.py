@@ -100,8 +100,11 @@ class UndeliveredOutcomes:
 
     def forget(self, job_id: str) -> None:
         """Note that a job runs again: its outcome was not the last."""
-        self._waiting.pop(job_id, None)
-        self._over.pop(job_id, None)
+        # Asked with every event of every job; to look is a third of trying to remove.
+        if job_id in self._waiting:
+            del self._waiting[job_id]
+        elif job_id in self._over:
+            del self._over[job_id]
 
     def expire(self, now: float, was_taken: Callable[[str], bool]) -> None:
         """Report the outcomes whose time is over and which `was_taken` still denies."""

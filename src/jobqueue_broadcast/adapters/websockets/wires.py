@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from struct import Struct
 
 __all__ = ["PLAIN", "DeflateWire", "PlainWire"]
 
@@ -16,12 +17,16 @@ _COMPRESSED = 0x40
 _EMPTY_BLOCK = b"\x00\x00\xff\xff"
 
 
+_medium = Struct(">BBH").pack
+_long = Struct(">BBQ").pack
+
+
 def _header(first: int, length: int) -> bytes:
     if length < 126:
         return bytes((first, length))
     if length < 65536:
-        return bytes((first, 126)) + length.to_bytes(2)
-    return bytes((first, 127)) + length.to_bytes(8)
+        return _medium(first, 126, length)
+    return _long(first, 127, length)
 
 
 class _Joined:
