@@ -37,6 +37,9 @@ LAYERS = {
     "peers": ["monitors", "clients"],
     "intake": ["intake"],
     "broadcaster": ["broadcaster"],
+    "questions and answers": ["asks", "answers"],
+    "what a command may need first": ["job_access", "submissions"],
+    "commands": ["monitor_commands", "client_commands"],
     "conversation": ["session"],
 }  # fmt: skip
 

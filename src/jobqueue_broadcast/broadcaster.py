@@ -153,6 +153,11 @@ class EventBroadcaster:
         )
         self._full_state = FullState(full_state_limit)
         self._backplane: Backplane = backplane or InProcessBackplane()
+        # Asked once: with a Protocol it takes 20 µs, and every command about a job wants to know.
+        self.remote: RemoteBackplane | None = (
+            self._backplane if isinstance(self._backplane, RemoteBackplane) else None
+        )
+        """The backplane, if it is one that an adapter has to run."""
         self._undelivered = UndeliveredOutcomes(
             on_undelivered, undelivered_after, undelivered_limit, self.remote
         )
@@ -456,11 +461,6 @@ class EventBroadcaster:
         self.delivery.flush()
 
     # --- what concerns every node ----------------------------------------------------------------
-
-    @property
-    def remote(self) -> RemoteBackplane | None:
-        """The backplane, if it is one that an adapter has to run."""
-        return self._backplane if isinstance(self._backplane, RemoteBackplane) else None
 
     async def prepare(
         self,
