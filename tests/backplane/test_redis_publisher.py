@@ -155,3 +155,32 @@ def test_what_broadcast_refuses_is_refused(redis_server: RedisServer) -> None:
             publisher.publish({"type": "complete_job"})  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match="JSON"):
             publisher.publish(JobCompleted(job_id="j", worker_id="w", result=object()))
+
+
+def test_in_one_step_with_what_the_program_does_itself(redis_server: RedisServer) -> None:
+    done = JobCompleted(job_id="job", worker_id="w")
+
+    async def scenario() -> None:
+        async with node(redis_server.url) as one:
+            with Publisher(redis_server.url) as publisher, redis_server.client() as client:
+                publisher.commands(progress("job", 1))  # never carried out
+                for commands in (
+                    publisher.commands(done),
+                    AsyncPublisher(redis_server.url).commands(done),
+                ):
+                    assert not one.order()
+                    for _ in range(2):  # as after an answer that was lost
+                        with client.pipeline(transaction=True) as step:
+                            step.incr("own")
+                            for command in commands:
+                                step.execute_command(*command)
+                            step.execute()
+                    publisher.publish(progress("next", 2))
+                    await until(lambda: one.order()[-1:] == [("next", 0.002)])
+                    assert one.order() == [("job", "complete_job"), ("next", 0.002)]
+                    one.monitor.take()
+                assert client.get("own") == b"4"
+                with pytest.raises(InvalidArgument, match="expected an Event, got str"):
+                    publisher.commands("done")  # type: ignore[arg-type]
+
+    asyncio.run(scenario())

@@ -18,7 +18,7 @@ from uuid import uuid4
 from jobqueue_broadcast.backplane.redis._client import FAULTS, AsyncClient, SyncClient, plainly
 from jobqueue_broadcast.backplane.redis.entries import Command, Keys, append
 from jobqueue_broadcast.clock import SystemClock
-from jobqueue_broadcast.errors import BackplaneUnavailable, InvalidArgument
+from jobqueue_broadcast.errors import BackplaneUnavailable
 from jobqueue_broadcast.events import Event, encode, stamped
 from jobqueue_broadcast.topics import event_topics
 
@@ -62,9 +62,7 @@ class _Settings:
 
     def commands(self, identity: _Identity, event: Event) -> list[Command]:
         """Check and stamp an event, as `broadcast` does, and return what appends it."""
-        if not isinstance(event, Event):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidArgument(f"expected an Event, got {type(event).__name__}")
-        event_topics(event)
+        event_topics(type(event))  # raises for what is no event, or was not declared
         payload = encode(stamped(event, SystemClock().now_ms()))
         return append(
             self.keys,
@@ -125,11 +123,8 @@ class Publisher:
             BackplaneUnavailable: Redis could not be reached for `patience` seconds. The event may
                 have been taken nonetheless, if it is the answer that was lost.
         """
-        identity, client = self._mine
-        if identity.pid != os.getpid():
-            # A fork: neither connections nor the count may be shared with the parent.
-            identity, client = self._mine = self._begin()
-        commands = self._settings.commands(identity, event)
+        commands = self.commands(event)
+        client = self._mine[1]
         until = time.monotonic() + self._settings.patience
         pause = _PAUSE
         while True:
@@ -141,6 +136,21 @@ class Publisher:
                     raise self._settings.unavailable(error) from error
             time.sleep(pause)
             pause = min(pause * 2, _MOST_PAUSE)
+
+    def commands(self, event: Event) -> list[Command]:
+        """Return the Redis commands that publish an event, for a transaction of the caller's own.
+
+        So that what a program changes in Redis and the event that tells of it happen together or
+        not at all, whenever it is killed. Each command is a tuple of its words. To repeat them does
+        no harm: the event is shown once. On a cluster, all keys must be in one slot.
+
+        Raises:
+            InvalidArgument: As `publish`.
+        """
+        if self._mine[0].pid != os.getpid():
+            # A fork: neither connections nor the count may be shared with the parent.
+            self._mine = self._begin()
+        return self._settings.commands(self._mine[0], event)
 
     def close(self) -> None:
         """Close all connections."""
@@ -192,7 +202,7 @@ class AsyncPublisher:
             InvalidArgument: Not an `Event`, not declared, or with values that JSON cannot hold.
             BackplaneUnavailable: Redis could not be reached for `patience` seconds.
         """
-        commands = self._settings.commands(self._identity, event)
+        commands = self.commands(event)
         until = time.monotonic() + self._settings.patience
         pause = _PAUSE
         async with self._lock:
@@ -205,6 +215,10 @@ class AsyncPublisher:
                         raise self._settings.unavailable(error) from error
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _MOST_PAUSE)
+
+    def commands(self, event: Event) -> list[Command]:
+        """Return the Redis commands that publish an event; like `Publisher.commands`."""
+        return self._settings.commands(self._identity, event)
 
     async def aclose(self) -> None:
         """Close the connection."""
