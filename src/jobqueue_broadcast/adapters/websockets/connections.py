@@ -1,9 +1,10 @@
 """A `websockets` connection as the core sees it: direct to its transport, or by documented API.
 
-`DirectConnection` is the only place that uses what `websockets` does not document: the `transport`
-and `protocol` of a connection. `tests/adapters/test_websockets_contract.py` holds the oldest and
-newest supported release to it. Where that ever fails, `DocumentedConnection` does the same through
-`send()`, with a task per connection, one system call per frame.
+Only here is used what others do not document: of `websockets` the `transport`, `protocol` and
+`recv_messages` of a connection, of asyncio the `max_size` of a transport.
+`tests/adapters/test_websockets_contract.py` holds the oldest and newest supported release to it.
+Where that ever fails for `DirectConnection`, `DocumentedConnection` does the same through `send()`,
+with a task per connection, one system call per frame.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from jobqueue_broadcast.frames import TextWire, Wire
 from jobqueue_broadcast.rate_limit import TokenBucket
 
 __all__ = [
+    "READ_SIZE",
     "WRITE_LIMIT",
     "BroadcastConnection",
     "DirectConnection",
@@ -46,8 +48,16 @@ FindSubscriber: TypeAlias = Callable[[], Subscriber | None]
 WRITE_LIMIT = 64 * 1024
 """Bytes in a transport's buffer above which its connection is behind."""
 
+READ_SIZE = 4096
+"""Bytes read from a socket, and given to `websockets`, at once."""
+
 _OPEN = State.OPEN
 _PINGS = (Opcode.PING, Opcode.PONG)
+# The same where frames may be compressed. `websockets` makes all frames of what it is given before
+# anyone can say "enough", and this may inflate to 1,032 times its size.
+_DEFLATED_SIZE = 256
+# In one message. Empty ones too are kept until it is whole; `websockets` 15 to 17.0 have no limit.
+_FRAGMENTS = 1024
 _TEXT = TextWire()
 _TRANSPORT_METHODS = ("write", "abort", "get_write_buffer_size", "set_write_buffer_limits")
 
@@ -58,6 +68,9 @@ class BroadcastConnection(ServerConnection):
     Give it, or better an endpoint's `connection_class`, to `websockets.asyncio.server.serve` as
     `create_connection`.
 
+    It also holds back what was read while `max_queue` frames wait. `websockets` only stops reading
+    then: 256 KiB that were read at once may be 2,500 compressed frames, which inflate to 150 MiB.
+
     Attributes:
         guard: Bounds what no gate and no session sees; `None`: nothing does.
     """
@@ -67,6 +80,9 @@ class BroadcastConnection(ServerConnection):
     _find: FindSubscriber | None = None
     _pings: TokenBucket | None = None
     _awaited = False
+    _fragments = 0
+    _full = False
+    _held = b""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -78,7 +94,12 @@ class BroadcastConnection(ServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop when the peer has connected."""
+        _read_little(transport)
         super().connection_made(transport)
+        # Its queue of frames calls these when `max_queue` of them wait, and when few do again.
+        messages: Any = getattr(self, "recv_messages", None)
+        if messages is not None:
+            messages.pause, messages.resume = self._pause_reading, self._resume_reading
         if self.guard is not None:
             self._awaited = True
             self.guard.add(self)
@@ -86,7 +107,7 @@ class BroadcastConnection(ServerConnection):
     def data_received(self, data: bytes) -> None:
         """Called by the event loop with what the peer sent."""
         if not self._awaited:
-            super().data_received(data)
+            self._feed(data)
         elif self.guard is not None and self.guard.take(self, len(data)):
             super().data_received(data)
             if self.request is not None:
@@ -97,6 +118,8 @@ class BroadcastConnection(ServerConnection):
         """Called by the event loop when the peer is gone."""
         if self._awaited and self.guard is not None:
             self.guard.lost(self)
+        if self._held:
+            self._held = b""
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -113,12 +136,11 @@ class BroadcastConnection(ServerConnection):
 
     def process_event(self, event: Event) -> None:
         """Called by `websockets` with each frame received, after it has answered it."""
-        if isinstance(event, Frame) and event.opcode in _PINGS and self.guard is not None:
-            if self._pings is None:
-                self._pings = self.guard.ping_bucket()
-            if not self._pings.take():
-                self._flooded()
-                return
+        if isinstance(event, Frame) and self.guard is not None and self._floods(event, self.guard):
+            if not self.transport.is_closing():
+                self.guard.flooded += 1
+                self.transport.abort()
+            return
         super().process_event(event)
 
     def send_data(self) -> None:
@@ -130,10 +152,38 @@ class BroadcastConnection(ServerConnection):
             self.protocol.writes = [b"".join(writes), *end]
         super().send_data()
 
-    def _flooded(self) -> None:
-        if self.guard is not None and not self.transport.is_closing():
-            self.guard.flooded += 1
-            self.transport.abort()
+    def _floods(self, frame: Frame, guard: FloodGuard) -> bool:
+        if frame.opcode in _PINGS:
+            if self._pings is None:
+                self._pings = guard.ping_bucket()
+            return not self._pings.take()
+        if not frame.fin:
+            self._fragments += 1
+        elif self._fragments:
+            self._fragments = 0
+        return self._fragments > _FRAGMENTS
+
+    def _feed(self, data: bytes) -> None:
+        """Give `websockets` what was held back and this, until it has enough."""
+        size = _DEFLATED_SIZE if self.protocol.extensions else READ_SIZE
+        if self._held:
+            data = self._held + data
+        begin = 0
+        while begin < len(data) and not self._full:
+            super().data_received(data[begin : begin + size])
+            begin += size
+        if self._held or begin < len(data):
+            self._held = data[begin:]
+
+    def _pause_reading(self) -> None:
+        self._full = True
+        self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        self._full = False
+        self._feed(b"")
+        if not self._full:
+            self.transport.resume_reading()
 
 
 class DirectConnection:
@@ -283,6 +333,18 @@ PeerConnection: TypeAlias = DirectConnection | DocumentedConnection
 
 def _nobody() -> None:
     return None
+
+
+def _read_little(transport: Any) -> None:
+    """Bound what is read at once: asyncio allocates 256 KiB for each read, 4 × `max_size`.
+
+    Commands are small. A message of 64 KiB takes 16 reads, and 0.05 ms more than at once.
+
+    There is no such bound for TLS, where asyncio has buffers of 256 KiB per connection, nor on
+    uvloop, which has one such buffer for all of them.
+    """
+    if hasattr(transport, "max_size"):
+        transport.max_size = READ_SIZE
 
 
 async def _close(

@@ -11,6 +11,7 @@ reads nothing would fill the memory; and as asyncio adds up the pieces of a buff
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 
 from websockets.asyncio.server import ServerConnection
@@ -45,7 +46,7 @@ class FloodGuard:
         dropped: Connections dropped because there were too many.
         too_large: Requests answered 431.
         unfinished: Connections that ended before their request was complete, or were not HTTP.
-        flooded: Connections aborted because of their pings.
+        flooded: Connections aborted because of their pings, or of a message in endless fragments.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class FloodGuard:
             return True
         del self._sizes[connection]
         self.too_large += 1
-        connection.transport.write(_TOO_LARGE)
+        # `websockets` has said its last word already when this was no HTTP from the beginning.
+        with contextlib.suppress(RuntimeError):
+            connection.transport.write(_TOO_LARGE)
         connection.transport.close()
         return False
 

@@ -26,6 +26,7 @@ from websockets.typing import ExtensionParameter
 from jobqueue_broadcast.adapters.websockets.connections import WRITE_LIMIT
 from jobqueue_broadcast.adapters.websockets.endpoint import WebSocketEndpoint
 from jobqueue_broadcast.adapters.websockets.gate import ConnectionLimits
+from jobqueue_broadcast.adapters.websockets.inflating import GuardedDeflate
 from jobqueue_broadcast.adapters.websockets.redaction import redacted_logger
 from jobqueue_broadcast.auth import Authenticate, Authorize
 from jobqueue_broadcast.broadcaster import EventBroadcaster
@@ -245,14 +246,24 @@ def serve(
 
 
 class _DeflateFactory(ServerPerMessageDeflateFactory):
-    """Declines windows of 8 bits, which zlib cannot make: `websockets` before 16 accepts them."""
+    """Agrees to a `GuardedDeflate`.
+
+    It declines windows of 8 bits, which zlib cannot make: `websockets` before 16 accepts them.
+    """
 
     def process_request_params(
         self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
     ) -> tuple[list[ExtensionParameter], PerMessageDeflate]:
         if ("server_max_window_bits", "8") in params:
             raise NegotiationError("expected server_max_window_bits of 9 to 15")
-        return super().process_request_params(params, accepted_extensions)
+        answer, agreed = super().process_request_params(params, accepted_extensions)
+        return answer, GuardedDeflate(
+            agreed.remote_no_context_takeover,
+            agreed.local_no_context_takeover,
+            agreed.remote_max_window_bits,
+            agreed.local_max_window_bits,
+            agreed.compress_settings,
+        )
 
 
 def _deflate_factory() -> ServerPerMessageDeflateFactory:

@@ -39,4 +39,5 @@ class EndpointStats(Struct, frozen=True, kw_only=True):
     requests_unfinished_total: int
     """Connections that ended without a whole request: timed out, gone, or not HTTP."""
     flooded_total: int
-    """Connections aborted because they sent more than `ping_burst` pings."""
+    """Connections aborted because they sent more than `ping_burst` pings, or one message in more
+    than 1,024 fragments."""
