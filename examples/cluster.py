@@ -4,7 +4,11 @@
 
 Open the dashboard of either server: both show the same, in the same order. Clients submit jobs to
 either; whichever worker is free takes them. Kill any one process, Redis included: it is started
-again, and nothing is lost.
+again, nothing is lost, and every job is seen to begin once and to end once.
+
+For that, what becomes of a job and the event that tells of it are one step of Redis (`change`
+below). A process can be killed between any two steps: it would leave a job that is announced and
+never done, or done and never announced, or, where the next process does it again, ended twice.
 """
 
 import argparse
@@ -18,31 +22,26 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
-from uuid import uuid4
+from typing import Annotated, Any, Literal, NoReturn
+from uuid import UUID, uuid4, uuid5
 
 import msgspec
 import redis
 import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from jobqueue_broadcast import EventBroadcaster, HookRefusal, Principal, SubmitJob, events
 from jobqueue_broadcast.adapters.websockets import serve
-from jobqueue_broadcast.backplane.redis import Publisher, RedisBackplane
+from jobqueue_broadcast.backplane.redis import AsyncPublisher, Publisher, RedisBackplane
 
-# The job queue itself, of which the library only shows what happens: a list of ids, per worker a
-# list of those it has in hand, and per job a key that is there until the job is done or cancelled.
+# The job queue itself, of which the library only shows what happens: a list of jobs, per worker a
+# list of those it has in hand, and per job a key that says whether it is still to be done.
 QUEUE = "demo:queue"
 JOB = "demo:job:"
 STEPS = 20  # reports of progress per job
-
-# One step for Redis. Where the answer was lost it is done again: a job must not be queued twice.
-ENQUEUE = """
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', 86400) then
-    redis.call('LPUSH', KEYS[2], ARGV[2])
-end
-"""
+RETRY_PAUSE = 0.2  # seconds; while Redis is away, what was asked of it is asked again
 
 
 class Task(msgspec.Struct):
@@ -51,14 +50,61 @@ class Task(msgspec.Struct):
     seconds: Annotated[float, msgspec.Meta(ge=0, le=600)] = 2.0
 
 
+class Job(msgspec.Struct):
+    """A job in the queue."""
+
+    id: str
+    task: Task
+
+
+# --- a job changes, and is seen to change --------------------------------------------------------
+
+State = Literal["", "open", "ended"]  # "": there is no such job yet
+
+# Redis does a script whole or not at all. Done again, because the answer was lost or the process
+# was killed before it took note, it finds the job changed and does nothing.
+CHANGE = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+local at = 2
+while ARGV[at] do -- of each command how many words it has, then these
+    redis.call(unpack(ARGV, at + 1, at + ARGV[at]))
+    at = at + 1 + ARGV[at]
+end
+return 1
+"""
+
+
+def change(
+    publisher: Publisher | AsyncPublisher,
+    job_id: str,
+    old: State,
+    new: State,
+    event: events.JobEvent,
+    *also: tuple[str | bytes, ...],
+) -> tuple[Any, ...]:
+    """Return the EVAL that moves a job on and publishes the event that tells of it.
+
+    It answers 1; or 0, and nothing is done, if the job is not in the state it is to be moved from.
+    """
+    commands: list[tuple[Any, ...]] = [("SET", JOB + job_id, new), *also]
+    commands += publisher.commands(event)
+    if new == "ended":
+        commands.append(("EXPIRE", JOB + job_id, 3600))
+    words = [word for command in commands for word in (len(command), *command)]
+    return CHANGE, 1, JOB + job_id, old, *words
+
+
 # --- a server: takes jobs from clients, and shows what happens to all ----------------------------
 
 
 class JobQueue:
     """What `serve` calls for a `submit_job` and a `cancel_job`."""
 
-    def __init__(self, broadcaster: EventBroadcaster, queue: Any) -> None:
+    def __init__(
+        self, broadcaster: EventBroadcaster, publisher: AsyncPublisher, queue: Any
+    ) -> None:
         self.broadcaster = broadcaster
+        self.publisher = publisher
         self.queue = queue
 
     async def submit(self, command: SubmitJob, principal: Principal) -> str:
@@ -66,28 +112,33 @@ class JobQueue:
             task = msgspec.convert(command.payload or {}, Task)
         except msgspec.ValidationError as error:
             raise HookRefusal(f"payload: {error}", "invalid_field") from None
-        job_id = f"job-{uuid4().hex[:8]}"
+        job_id = f"job-{self.unique(command, principal).hex[:12]}"
         described = msgspec.structs.asdict(command)
         del described["message_id"]
         now = self.broadcaster.clock.now_ms()
         data = events.JobData(id=job_id, created_at=now, **described)
-        # First, so that it comes before what a worker publishes of the job.
-        self.broadcaster.broadcast(events.JobSubmitted(job_id=job_id, job_data=data))
-        while True:
-            try:
-                await self.queue.eval(ENQUEUE, 2, JOB + job_id, QUEUE, task.seconds, job_id)
-                return job_id
-            except redis.RedisError:
-                await asyncio.sleep(0.5)  # Redis is away: the client waits
+        event = events.JobSubmitted(job_id=job_id, job_data=data)
+        enqueue = ("LPUSH", QUEUE, msgspec.json.encode(Job(job_id, task)))
+        await self.queue.eval(*change(self.publisher, job_id, "", "open", event, enqueue))
+        return job_id
+
+    def unique(self, command: SubmitJob, principal: Principal) -> UUID:
+        """Return the same for a submission that is made again, and else another one.
+
+        A client whose server is killed before it answers asks the next one, with the `message_id`
+        of before: it is one job. The Python client's are UUIDs; others may say "1" all the time.
+        """
+        try:
+            return uuid5(UUID(str(command.message_id)), principal.id)
+        except ValueError:
+            return uuid4()
 
     async def cancel(self, job_id: str, principal: Principal) -> None:
-        if not await self.queue.delete(JOB + job_id):
-            raise HookRefusal("no such job, or it has ended", "not_found")
         job = self.broadcaster.job(job_id)
         old: Any = job.status if job else "pending"
-        self.broadcaster.broadcast(
-            events.JobStatusChanged(job_id=job_id, old_status=old, new_status="cancelled")
-        )
+        event = events.JobStatusChanged(job_id=job_id, old_status=old, new_status="cancelled")
+        if not await self.queue.eval(*change(self.publisher, job_id, "open", "ended", event)):
+            raise HookRefusal("no such job, or it has ended", "not_found")
 
     async def simulate(self) -> NoReturn:
         """Submit jobs; two servers submit nearly as many as two workers can do."""
@@ -103,8 +154,12 @@ async def run_server(url: str, port: int, *, simulation: bool) -> None:
     broadcaster = EventBroadcaster(backplane=RedisBackplane(url))
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    async with redis.asyncio.Redis.from_url(url) as connection:
-        queue = JobQueue(broadcaster, connection)
+    retry = AsyncRetry(ConstantBackoff(RETRY_PAUSE), -1)  # -1: until it is answered
+    async with (
+        AsyncPublisher(url) as publisher,
+        redis.asyncio.Redis.from_url(url, retry=retry) as connection,
+    ):
+        queue = JobQueue(broadcaster, publisher, connection)
         async with serve(
             broadcaster,
             "localhost",
@@ -125,8 +180,7 @@ async def run_server(url: str, port: int, *, simulation: bool) -> None:
 
 
 def run_worker(url: str, name: str) -> NoReturn:
-    # Redis is away for seconds at most: what was under way is asked again, not the job begun again.
-    queue: Any = redis.Redis.from_url(url, retry=Retry(ConstantBackoff(0.2), 300))
+    queue: Any = redis.Redis.from_url(url, retry=Retry(ConstantBackoff(RETRY_PAUSE), -1))
     in_hand = f"{QUEUE}:{name}"
     data = events.WorkerData(id=name, status="idle", connected_at=time.time_ns() // 1_000_000)
     with Publisher(url, patience=60) as publisher:
@@ -136,24 +190,33 @@ def run_worker(url: str, name: str) -> NoReturn:
             # What this worker had in hand when it was killed, it takes up again.
             taken = queue.lindex(in_hand, -1) or queue.blmove(QUEUE, in_hand, 1, "RIGHT", "LEFT")
             if taken is not None:
-                work(queue, publisher, name, taken.decode())
+                job = msgspec.json.decode(taken, type=Job)
+                status = events.WorkerStatusChanged(
+                    worker_id=name, old_status="idle", new_status="busy", current_job_id=job.id
+                )
+                publisher.publish(status)
+                work(queue, publisher, name, job)
                 queue.lrem(in_hand, 1, taken)
+                status = events.WorkerStatusChanged(
+                    worker_id=name, old_status="busy", new_status="idle"
+                )
+                publisher.publish(status)
 
 
-def work(queue: Any, publisher: Publisher, name: str, job_id: str) -> None:
-    seconds = queue.get(JOB + job_id)
-    if seconds is None:
+def work(queue: Any, publisher: Publisher, name: str, job: Job) -> None:
+    if queue.get(JOB + job.id) != b"open":
         return  # cancelled while it waited, or done when this worker was killed
-    publisher.publish(events.JobAssigned(job_id=job_id, worker_id=name))
+    # What changes nothing in the queue need only be published. A job taken up again is assigned
+    # again, and its progress begins anew.
+    publisher.publish(events.JobAssigned(job_id=job.id, worker_id=name))
     for step in range(1, STEPS + 1):
-        time.sleep(float(seconds) / STEPS)
-        if not queue.exists(JOB + job_id):
+        time.sleep(job.task.seconds / STEPS)
+        if queue.get(JOB + job.id) != b"open":
             return  # cancelled
-        done = events.JobProgress(job_id=job_id, worker_id=name, progress=step / STEPS)
+        done = events.JobProgress(job_id=job.id, worker_id=name, progress=step / STEPS)
         publisher.publish(done)
-    # Killed between these two, it does the job once more; clients are told of the first end only.
-    publisher.publish(events.JobCompleted(job_id=job_id, worker_id=name, result={"by": name}))
-    queue.delete(JOB + job_id)
+    completed = events.JobCompleted(job_id=job.id, worker_id=name, result={"by": name})
+    queue.eval(*change(publisher, job.id, "open", "ended", completed))
 
 
 # --- the cluster ---------------------------------------------------------------------------------
@@ -186,7 +249,12 @@ async def keep_running(name: str, *command: str) -> NoReturn:
             await process.wait()
         except asyncio.CancelledError:
             process.terminate()
-            await process.wait()
+            try:
+                async with asyncio.timeout(10):
+                    await process.wait()
+            except TimeoutError:  # it was stopped, perhaps; nothing is to be left behind
+                process.kill()
+                await process.wait()
             raise
         print(f"{name} ended ({process.returncode}), and is started again", flush=True)
         await asyncio.sleep(0.5)
@@ -196,6 +264,8 @@ async def run_cluster(arguments: argparse.Namespace) -> None:
     ports = [free_port(), free_port()]
     if arguments.port:
         ports = [arguments.port, arguments.port + 1]
+    for port in (*ports, arguments.redis_port):
+        socket.create_server(("localhost", port)).close()  # raises if it is taken
     redis_port = str(arguments.redis_port or free_port())
     url = f"redis://127.0.0.1:{redis_port}"
     quiet = [] if arguments.simulation else ["--no-simulation"]
@@ -205,7 +275,9 @@ async def run_cluster(arguments: argparse.Namespace) -> None:
         programs = {
             "redis": (
                 redis_program(), "--port", redis_port, "--bind", "127.0.0.1", "--dir", folder,
-                "--appendonly", "yes", "--save", "", "--logfile", "redis.log",
+                # On disk before it is answered for: what a killed Redis has said, it knows again.
+                "--appendonly", "yes", "--appendfsync", "always", "--save", "",
+                "--logfile", "redis.log",
             ),
             "server 1": (*this, "--port", str(ports[0])),
             "server 2": (*this, "--port", str(ports[1])),
@@ -217,7 +289,8 @@ async def run_cluster(arguments: argparse.Namespace) -> None:
             asyncio.create_task(keep_running(name, *command)) for name, command in programs.items()
         ]
         ended = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # Ctrl-C, kill, and a terminal that is closed.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
         try:
             async with asyncio.timeout(arguments.seconds):
@@ -248,4 +321,7 @@ if __name__ == "__main__":
     elif chosen.redis:
         asyncio.run(run_server(chosen.redis, chosen.port, simulation=chosen.simulation))
     else:
-        asyncio.run(run_cluster(chosen))
+        try:
+            asyncio.run(run_cluster(chosen))
+        except OSError as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
