@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from jobqueue_broadcast import JobCompleted, JobData, JobProgress, JobSubmitted, Principal
-from jobqueue_broadcast.backplane.redis import AsyncPublisher
+from jobqueue_broadcast.backplane.redis import AsyncPublisher, Publisher
 from jobqueue_broadcast.errors import BackplaneFull, InvalidArgument
 from jobqueue_broadcast.positions import Position
 from jobqueue_broadcast.session import Hooks, Session, SessionLimits
@@ -124,6 +124,42 @@ def test_a_result_can_be_looked_up_after_trimming(redis_server: RedisServer) -> 
                 unknown = two.broadcaster.look_up("never")
                 assert unknown is not None
                 assert await unknown() == []
+
+    asyncio.run(scenario())
+
+
+def test_who_resumes_is_told_of_a_job_that_ended_while_the_node_was_built(
+    redis_server: RedisServer,
+) -> None:
+    async def connect(at: Node, resume: Any) -> RecordingConnection:
+        connection = RecordingConnection()
+        alice = Principal(id="alice")
+        grant = await at.broadcaster.prepare("client", "c", alice, resume)
+        at.broadcaster.add_client("c", connection, principal=alice, resume=resume, grant=grant)
+        return connection
+
+    async def scenario() -> None:
+        async with node(redis_server.url) as one:
+            before = await connect(one, "new")
+            one.broadcaster.subscribe_client_to_job("c", "job")
+            one.broadcaster.broadcast(progress("job", 1))
+            await until(lambda: len(before.frames) == 2)
+            position = Position.parse(before.frames[-1]["position"])
+            two = Node(redis_server.url)
+            unfinished = two.broadcaster.intake.unfinished
+
+            def meanwhile() -> list[str]:
+                # The stream was read, and what is kept of unfinished jobs is about to be.
+                with Publisher(redis_server.url) as publisher:
+                    publisher.publish(JobCompleted(job_id="job", worker_id="w"))
+                return unfinished()
+
+            two.broadcaster.intake.unfinished = meanwhile  # type: ignore[method-assign]
+            async with two.backplane:
+                await until(lambda: two.backplane.ready)
+                after = await connect(two, position)
+                types = [frame["type"] for frame in after.frames]
+                assert types == ["connection_established", "complete_job"]
 
     asyncio.run(scenario())
 

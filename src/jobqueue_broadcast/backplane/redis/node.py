@@ -147,7 +147,7 @@ class RedisBackplane:
         Returns nothing when Redis does not answer in time.
         """
         try:
-            return (await self._attached().look_up([job_id]))[0]
+            return await self._attached().look_up(job_id)
         except FAULTS as error:
             logger.warning("could not look up a job: %s", plainly(error))
             return []

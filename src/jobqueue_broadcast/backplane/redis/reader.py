@@ -214,11 +214,17 @@ class Reader:
 
     async def _rebuild(self, client: AsyncClient) -> Cursor:
         """Build history and states from what the stream holds; tell peers that are there."""
-        while (cursor := await self._replay(client)) is None:
-            pass
-        for payload in (await client.call(("HVALS", self._settings.keys.revocations)))[0]:
+        cursor: Cursor | None = None
+        recalled: list[bytes] = []
+        while cursor is None:
+            if (cursor := await self._replay(client)) is not None:
+                (recalled,) = await client.call(("HVALS", self._settings.keys.revocations))
+                recalled += await self._unfinished()
+                # What was appended meanwhile may be among the recalled. Its place is in the stream:
+                # recalled first, it would be known already at its turn, and nobody be told of it.
+                cursor = await self._replay_on(client, cursor)
+        for payload in recalled:
             self._receiver.recall(payload)
-        await self._recall_unfinished()
         self._cursor = cursor
         self._receiver.resync("trimmed" if self._owed == "trimmed" else "epoch")
         self._owed = None
@@ -239,6 +245,12 @@ class Reader:
         cursor = Cursor(epoch, first[0][0])
         self._seen = Repeats()
         self._receiver.restart(epoch.decode(), cursor.sequence)
+        return await self._replay_on(client, cursor, first)
+
+    async def _replay_on(
+        self, client: AsyncClient, cursor: Cursor, first: list[Any] | None = None
+    ) -> Cursor | None:
+        """Fold the rest of the stream, which begins with `first`, into the states."""
         while True:
             commands = self._commands(cursor, 0.0)
             answer = read_round(self._settings.keys, await client.call(*commands))
@@ -252,23 +264,36 @@ class Reader:
             if not answer.raw:
                 return cursor
 
-    async def _recall_unfinished(self) -> None:
-        """Look up the jobs whose outcome may be among what was missed."""
+    async def _unfinished(self) -> list[bytes]:
+        """Return the milestones of the jobs whose outcome may be among what was missed."""
         job_ids = self._receiver.unfinished()
+        found: list[bytes] = []
         for at in range(0, len(job_ids), _ASK):
-            for payloads in await self.look_up(job_ids[at : at + _ASK]):
-                for payload in payloads:
-                    self._receiver.recall(payload)
+            found += (await self._milestones(job_ids[at : at + _ASK]))[0]
+        return found
 
-    async def look_up(self, job_ids: list[str]) -> list[list[bytes]]:
-        """Return the milestones kept for each of the jobs."""
+    async def look_up(self, job_id: str) -> list[bytes]:
+        """Return the milestones kept for a job, once what the stream says of it was read.
+
+        Raises:
+            TimeoutError: It was not read in time: what is still to come must come from there.
+        """
+        found, last = await self._milestones([job_id])
+        if not await self.reach(last, self._settings.timeout):
+            raise TimeoutError
+        return found
+
+    async def _milestones(self, job_ids: list[str]) -> tuple[list[bytes], int]:
+        """Return what is kept for the jobs, and a sequence up to which all of it was appended."""
         async with self._ask_lock:
             if self._asking is None:
                 self._asking = AsyncClient(self._settings.url, self._settings.timeout)
-            answers = await self._asking.call(
-                *(("LRANGE", self._settings.keys.job(job_id), 0, -1) for job_id in job_ids)
+            *answers, newest = await self._asking.call(
+                *(("LRANGE", self._settings.keys.job(job_id), 0, -1) for job_id in job_ids),
+                ("XREVRANGE", self._settings.keys.events, "+", "-", "COUNT", 1),
             )
-        return [job_payloads(items) for items in answers]
+        found = [payload for items in answers for payload in job_payloads(items)]
+        return found, sequence_of(newest[0][0]) if newest else 0
 
     def _commands(self, cursor: Cursor, block: float) -> list[Command]:
         settings = self._settings
