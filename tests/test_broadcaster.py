@@ -26,12 +26,10 @@ from jobqueue_broadcast.event_types import declare_event
 from jobqueue_broadcast.events import (
     Event,
     JobCompleted,
-    JobData,
     JobEvent,
     JobFailed,
     JobProgress,
     JobStatusChanged,
-    JobSubmitted,
     WorkerConnected,
     WorkerData,
     encode,
@@ -39,6 +37,7 @@ from jobqueue_broadcast.events import (
 from jobqueue_broadcast.positions import Position
 from jobqueue_broadcast.testing import ManualClock, RecordingConnection
 from tests.doubles import BrokenConnection, HandLoop, LogBackplane, SharedIds, SlowConnection
+from tests.samples import completed, progress, submitted, types
 
 NOW = 1_642_700_000_000
 ALICE = Principal(id="alice")
@@ -67,23 +66,6 @@ class Step(JobEvent, frozen=True, kw_only=True, tag="step_of_test_broadcaster"):
 def made(**options: Any) -> tuple[EventBroadcaster, ManualClock]:
     clock = ManualClock()
     return EventBroadcaster(clock=clock, **options), clock
-
-
-def submitted(job_id: str = "a", timestamp: int = 0) -> JobSubmitted:
-    data = JobData(id=job_id, job_type="x", created_at=1)
-    return JobSubmitted(job_id=job_id, job_data=data, timestamp=timestamp)
-
-
-def progress(job_id: str = "a", timestamp: int = 0) -> JobProgress:
-    return JobProgress(job_id=job_id, worker_id="w", progress=0.5, timestamp=timestamp)
-
-
-def completed(job_id: str = "a", timestamp: int = 0) -> JobCompleted:
-    return JobCompleted(job_id=job_id, worker_id="w", timestamp=timestamp)
-
-
-def types(connection: Any) -> list[str]:
-    return [frame["type"] for frame in connection.frames]
 
 
 # --- what a host does -----------------------------------------------------------------------------

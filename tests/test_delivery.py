@@ -196,7 +196,7 @@ def test_no_method_that_raises_reaches_the_caller(how: str) -> None:
         case "backlog":
             bench.delivery.check_stalls()
         case _:
-            bench.delivery.close(subscriber, 4409, "replaced")
+            bench.delivery.close_replaced(subscriber)
     assert (bench.lost, subscriber.connected, bench.delivery.behind_count) == (
         [subscriber],
         False,
@@ -257,18 +257,40 @@ def test_nothing_is_sent_to_somebody_else_in_place_of_who_is_gone() -> None:
     assert bench.lost == [subscriber]
 
 
-@pytest.mark.parametrize(("code", "expected"), [(1001, [b"a", b"b"]), (4409, [b"a"])])
+@pytest.mark.parametrize(
+    ("close", "expected", "closed"),
+    [
+        (
+            lambda delivery, subscriber: delivery.close(subscriber, 1001, "bye"),
+            [b"a", b"b"],
+            (1001, "bye"),
+        ),
+        (Delivery.close_replaced, [b"a"], (4409, "replaced by a newer connection")),
+    ],
+)
 def test_what_waits_goes_out_before_a_close_unless_replaced(
-    code: int, expected: list[bytes]
+    close: Callable[[Delivery, Subscriber], None], expected: list[bytes], closed: tuple[int, str]
 ) -> None:
     bench = Bench()
     slow = SlowConnection(wire=bench.wire)
     subscriber = bench.join(slow)
     bench.send(frame("a"))
     bench.send(Frame(b"b", JobCompleted(job_id="a", worker_id="w")))
-    bench.delivery.close(subscriber, code, "bye")
+    close(bench.delivery, subscriber)
     slow.read()
-    assert (slow.received, slow.closed) == (expected, (code, "bye"))
+    assert (slow.received, slow.closed) == (expected, closed)
+    close(bench.delivery, subscriber)
+    assert bench.lost == [subscriber]
+
+
+def test_one_replaced_that_breaks_meanwhile_is_lost_once() -> None:
+    bench = Bench()
+    loop = HandLoop()
+    bench.delivery.schedule_with(loop.call_soon)
+    subscriber = bench.join(BrokenConnection())
+    bench.send(frame("a"))
+    bench.delivery.close_replaced(subscriber)
+    assert bench.lost == [subscriber]
 
 
 def test_a_close_that_finds_the_connection_broken_or_too_slow_ends_it_once() -> None:

@@ -16,12 +16,9 @@ from jobqueue_broadcast.errors import BackplaneFull
 from jobqueue_broadcast.events import (
     Event,
     JobCompleted,
-    JobData,
     JobEvent,
     JobFailed,
-    JobProgress,
     JobStatusChanged,
-    JobSubmitted,
     SystemCounts,
     SystemStats,
     WorkerConnected,
@@ -32,6 +29,7 @@ from jobqueue_broadcast.history import Record
 from jobqueue_broadcast.positions import Position
 from jobqueue_broadcast.testing import ManualClock, RecordingConnection
 from tests.doubles import LogBackplane, SharedIds
+from tests.samples import completed, progress, submitted, types
 
 ALICE = Principal(id="alice")
 
@@ -44,27 +42,10 @@ def made(**options: Any) -> EventBroadcaster:
     return EventBroadcaster(clock=ManualClock(), **options)
 
 
-def submitted(job_id: str = "a", timestamp: int = 0) -> JobSubmitted:
-    data = JobData(id=job_id, job_type="x", created_at=1)
-    return JobSubmitted(job_id=job_id, job_data=data, timestamp=timestamp)
-
-
-def progress(job_id: str = "a", timestamp: int = 0) -> JobProgress:
-    return JobProgress(job_id=job_id, worker_id="w", progress=0.5, timestamp=timestamp)
-
-
-def completed(job_id: str = "a", timestamp: int = 0) -> JobCompleted:
-    return JobCompleted(job_id=job_id, worker_id="w", timestamp=timestamp)
-
-
 def kept(broadcaster: EventBroadcaster) -> list[Record]:
     epoch = broadcaster.history.epoch
     chunks = broadcaster.history.after(Position(epoch, 0))
     return [record for chunk in chunks for record in chunk]
-
-
-def types(connection: Any) -> list[str]:
-    return [frame["type"] for frame in connection.frames]
 
 
 # --- events ---------------------------------------------------------------------------------------

@@ -34,19 +34,16 @@ class MonitorGroup(Group):
 class _Routes:
     """The groups that hold a topic of one event type."""
 
-    __slots__ = ("by_job_type", "by_worker", "everything", "narrowed", "other")
+    __slots__ = ("by_job_type", "by_worker", "everything", "other")
 
     def __init__(self) -> None:
         self.everything: list[MonitorGroup] = []
         self.by_worker: dict[str, list[MonitorGroup]] = {}
         self.by_job_type: dict[str, list[MonitorGroup]] = {}
         self.other: list[MonitorGroup] = []
-        self.narrowed = False
-        """Whether any of the groups has filters."""
 
     def add(self, group: MonitorGroup) -> None:
         filters = group.subscription.filters
-        self.narrowed = self.narrowed or bool(filters)
         if not filters:
             self.everything.append(group)
         elif filters.worker_ids is not UNSET:
@@ -121,7 +118,7 @@ class MonitorIndex:
         routes = self._routes.get(type(event))
         if routes is None:
             routes = self._routes[type(event)] = self._find(event_topics(event))
-        if not routes.narrowed:
+        if not (routes.by_worker or routes.by_job_type or routes.other):
             # Not a copy: routes are made anew when the groups change.
             return routes.everything
         return [*routes.everything, *routes.filtered(worker_of(event), facts)]

@@ -14,7 +14,7 @@ from jobqueue_broadcast.client_format import ClientJobAccepted, client_frame, ha
 from jobqueue_broadcast.clock import Clock
 from jobqueue_broadcast.commands import ConnectionEstablished, ResyncRequired
 from jobqueue_broadcast.delivery import Delivery, Group, Subscriber
-from jobqueue_broadcast.errors import CloseCode, IdTaken, InvalidArgument
+from jobqueue_broadcast.errors import IdTaken, InvalidArgument
 from jobqueue_broadcast.events import JobEvent, encode
 from jobqueue_broadcast.frames import Connection, Frame, reply_frame
 from jobqueue_broadcast.history import History, Record
@@ -111,9 +111,7 @@ class Clients:
         # A host may have subscribed it ahead of its first connection, or long after its last one.
         returning = client.owner is not None
         if client.subscriber is not None:
-            self._delivery.close(
-                client.subscriber, CloseCode.REPLACED, "replaced by a newer connection"
-            )
+            self._delivery.close_replaced(client.subscriber)
         client.owner = principal.id
         group = Group(connection.wire, resume is not None)
         subscriber = Subscriber(self._delivery, "client", client_id, principal, connection, group)

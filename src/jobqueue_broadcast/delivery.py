@@ -341,16 +341,24 @@ class Delivery:
         """Close a connection after what is pending for it, and unregister it.
 
         What waits in its outbox is handed to its transport first, full or not: it may hold the
-        outcome of a job. Not so for a connection that was replaced; the newer one has it all.
+        outcome of a job.
         """
         if not subscriber.connected:
             return
         self.flush_group(subscriber.group)
         outbox = subscriber._outbox
-        if outbox and subscriber.caught_up and code != CloseCode.REPLACED:
+        if outbox and subscriber.caught_up:
             self._write_batch(subscriber, outbox.take(outbox.size))
         if subscriber.connected:
             self._close(subscriber, code, reason)
+
+    def close_replaced(self, subscriber: Subscriber) -> None:
+        """Close a connection whose id a newer one has, with 4409; the newer has what waits."""
+        if not subscriber.connected:
+            return
+        self.flush_group(subscriber.group)
+        if subscriber.connected:
+            self._close(subscriber, CloseCode.REPLACED, "replaced by a newer connection")
 
     def close_too_slow(self, subscriber: Subscriber, why: str) -> None:
         """Close a connection for which too much waits, with 4408."""

@@ -274,7 +274,7 @@ class Intake:
         peers = self._monitors if message.kind == "monitor" else self._clients
         peer = peers.get(message.id)
         if self._claims.is_replaced(message, peer) and peer is not None:
-            self._delivery.close(peer, CloseCode.REPLACED, "replaced by a newer connection")
+            self._delivery.close_replaced(peer)
         if self._claims.has_moved(message):
             self._clients.let_go(message.id)
 

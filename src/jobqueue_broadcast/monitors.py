@@ -19,7 +19,7 @@ from jobqueue_broadcast.commands import (
     ResyncResponse,
 )
 from jobqueue_broadcast.delivery import Delivery, Subscriber
-from jobqueue_broadcast.errors import CloseCode, IdTaken
+from jobqueue_broadcast.errors import IdTaken
 from jobqueue_broadcast.frames import Connection, Frame, Wire, reply_frame
 from jobqueue_broadcast.history import History, Record
 from jobqueue_broadcast.positions import Position, with_position
@@ -86,7 +86,7 @@ class Monitors:
         """Register a monitor, greet it, and bring it up to now if it resumes."""
         self.check_id(monitor_id, principal)
         if (present := self._connected.get(monitor_id)) is not None:
-            self._delivery.close(present, CloseCode.REPLACED, "replaced by a newer connection")
+            self._delivery.close_replaced(present)
         group = self._flushed_group(connection.wire, resume is not None, subscription)
         subscriber = Subscriber(self._delivery, "monitor", monitor_id, principal, connection, group)
         self._connected[monitor_id] = subscriber

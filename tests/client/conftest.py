@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -18,6 +18,14 @@ from tests.client.harness import (
     loop_thread,
 )
 from tests.tcp import Handler, TcpServer
+
+S = TypeVar("S", RealServer, ScriptedServer, TcpThread, ProxyThread)
+
+
+def started(stack: ExitStack, server: S) -> S:
+    """Start a server, to be stopped when the test is over."""
+    stack.callback(server.start().stop)
+    return server
 
 
 @pytest.fixture
@@ -35,9 +43,7 @@ def stack(thread: LoopThread) -> Generator[ExitStack]:
 @pytest.fixture
 def serve(thread: LoopThread, stack: ExitStack) -> Callable[..., RealServer]:
     def start(**arguments: Any) -> RealServer:
-        server = RealServer(thread, **arguments).start()
-        stack.callback(server.stop)
-        return server
+        return started(stack, RealServer(thread, **arguments))
 
     return start
 
@@ -45,9 +51,7 @@ def serve(thread: LoopThread, stack: ExitStack) -> Callable[..., RealServer]:
 @pytest.fixture
 def scripted(thread: LoopThread, stack: ExitStack) -> Callable[..., ScriptedServer]:
     def start(*scripts: Script) -> ScriptedServer:
-        server = ScriptedServer(thread, *scripts).start()
-        stack.callback(server.stop)
-        return server
+        return started(stack, ScriptedServer(thread, *scripts))
 
     return start
 
@@ -55,9 +59,7 @@ def scripted(thread: LoopThread, stack: ExitStack) -> Callable[..., ScriptedServ
 @pytest.fixture
 def raw(thread: LoopThread, stack: ExitStack) -> Callable[[Handler], TcpThread]:
     def start(handle: Handler) -> TcpThread:
-        server = TcpThread(thread, TcpServer(handle)).start()
-        stack.callback(server.stop)
-        return server
+        return started(stack, TcpThread(thread, TcpServer(handle)))
 
     return start
 
@@ -65,8 +67,6 @@ def raw(thread: LoopThread, stack: ExitStack) -> Callable[[Handler], TcpThread]:
 @pytest.fixture
 def proxied(thread: LoopThread, stack: ExitStack) -> Callable[[int], ProxyThread]:
     def start(target: int) -> ProxyThread:
-        proxy = ProxyThread(thread, target).start()
-        stack.callback(proxy.stop)
-        return proxy
+        return started(stack, ProxyThread(thread, target))
 
     return start

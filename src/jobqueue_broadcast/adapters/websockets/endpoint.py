@@ -379,6 +379,8 @@ def _host_of(address: Any) -> str:
 
 def _guarded_by(flood_guard: FloodGuard) -> type[BroadcastConnection]:
     class GuardedConnection(BroadcastConnection):
+        """A connection guarded on behalf of one endpoint."""
+
         guard = flood_guard
 
     return GuardedConnection
